@@ -45,9 +45,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def _restore_switches() -> Iterator[None]:
     from tinyc import config
 
-    with config.configure():
-        before = config.current()
-        yield
-        if config.current() != before:
-            names = vars(before)
-            config.configure(**{name: getattr(before, name) for name in names})
+    before = config.current()
+    yield
+    if config.current() != before:
+        config.configure(**vars(before))
