@@ -1,0 +1,304 @@
+"""Loop IR: scalar expressions, statements and loop nests; what schedules rewrite and renderers print.
+
+Expressions reuse the elementwise operators of the Graph IR (`Op`), so there is one scalar language.
+An array access is (storage, affine index): shapes and strides are gone at this level.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Union
+
+from tinyc.ir.dtype import DType
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.ops import Op
+
+
+@dataclass(eq=False)
+class Storage:
+    """A piece of memory. `role`: slot (argument), arena, scratch (per worker), register or tile."""
+
+    name: str
+    size: int
+    dtype: DType
+    role: str
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# -- expressions ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """A literal."""
+
+    value: bool | int | float
+    dtype: DType
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """storage[index]."""
+
+    storage: Storage
+    index: Affine
+
+    @property
+    def dtype(self) -> DType:
+        return self.storage.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The value of an index expression, as a number."""
+
+    index: Affine
+    dtype: DType
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """lo <= index < hi and index % step == 0, as a bool: the guard of a pad."""
+
+    index: Affine
+    lo: int
+    hi: int
+    step: int
+    dtype: DType
+
+
+@dataclass(frozen=True, eq=False)
+class Apply:
+    """op(args): an elementwise operator on scalars."""
+
+    op: Op
+    args: tuple["Expr", ...]
+    dtype: DType
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """`value` if 0 <= value < bound; else 0, with `site` written to the status word."""
+
+    value: "Expr"
+    bound: int
+    site: int
+    dtype: DType
+
+
+Expr = Union[Const, Load, Index, Within, Apply, Check]
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """The operands of an expression, those inside data-dependent indices included."""
+    if isinstance(expr, Apply):
+        return expr.args
+    if isinstance(expr, Check):
+        return (expr.value,)
+    if isinstance(expr, (Load, Index, Within)):
+        return tuple(expr.index.data())
+    return ()
+
+
+def walk(root: Expr) -> Iterator[Expr]:
+    """Every distinct node of an expression, operands first."""
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(root, False)]
+    while stack:
+        expr, ready = stack.pop()
+        if ready:
+            yield expr
+        elif id(expr) not in seen:
+            seen.add(id(expr))
+            stack.append((expr, True))
+            stack.extend((c, False) for c in reversed(children(expr)) if id(c) not in seen)
+
+
+def rewrite(root: Expr, leaf: Callable[[Expr], Expr], index: Callable[[Affine], Affine]) -> Expr:
+    """Rebuild an expression: `leaf` maps each rebuilt node, `index` each index; sharing is kept."""
+    memo: dict[int, Expr] = {}
+    for expr in walk(root):
+        memo[id(expr)] = leaf(_rebuild(expr, memo, index))
+    return memo[id(root)]
+
+
+def _rebuild(expr: Expr, memo: Mapping[int, Expr], index: Callable[[Affine], Affine]) -> Expr:
+    if isinstance(expr, Apply):
+        args = tuple(memo[id(a)] for a in expr.args)
+        return expr if args == expr.args else replace(expr, args=args)
+    if isinstance(expr, Check):
+        return replace(expr, value=memo[id(expr.value)])
+    if isinstance(expr, (Load, Index, Within)):
+        fresh = index(expr.index.map_data(lambda e: memo[id(e)]))
+        return expr if fresh == expr.index else replace(expr, index=fresh)
+    return expr
+
+
+def substitute(root: Expr, mapping: Mapping[Var, Affine]) -> Expr:
+    """The expression with variables replaced."""
+    return rewrite(root, lambda e: e, lambda a: a.substitute(mapping))
+
+
+def free_vars(root: Expr) -> frozenset[Var]:
+    """The loop variables that an expression depends on."""
+    found: set[Var] = set()
+    for expr in walk(root):
+        if isinstance(expr, (Load, Index, Within)):
+            found |= expr.index.free_vars()
+    return frozenset(found)
+
+
+def loads(root: Expr) -> list[Load]:
+    """The distinct loads of an expression."""
+    return [e for e in walk(root) if isinstance(e, Load)]
+
+
+# -- statements ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """storage[index] = value, or combined with it: accumulate is None, "sum" or "max"."""
+
+    storage: Storage
+    index: Affine
+    value: Expr
+    accumulate: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Alloc:
+    """Declares a register (or a small array of them) for the statements that follow."""
+
+    storage: Storage
+
+
+@dataclass(frozen=True, eq=False)
+class For:
+    """A loop over 0..var.extent. kind: serial, simd (no order between iterations), unroll, or
+    chunk: the part of the range that belongs to the chunk of the kernel that runs."""
+
+    var: Var
+    body: tuple["Stmt", ...]
+    kind: str = "serial"
+
+
+@dataclass(frozen=True, eq=False)
+class If:
+    """Guarded statements."""
+
+    cond: Expr
+    body: tuple["Stmt", ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """A contraction that no recipe has scheduled yet.
+
+    For every rows x cols point: total = sum over `depth` of a * b; then `tile` holds the total and
+    `body` (the epilogue) runs. With `carry`, totals are added to that storage instead and body is
+    empty: outer loops go on with the reduction.
+    """
+
+    rows: tuple[Var, ...]
+    cols: tuple[Var, ...]
+    depth: tuple[Var, ...]
+    a: Load
+    b: Load
+    tile: Storage
+    body: tuple["Stmt", ...]
+    carry: Store | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroKernel:
+    """tile[i, j] = sum over depth of a[row_i + depth offset] * b[depth, j]: the register tile.
+
+    Rows first, first+1, ... of the collapsed `rows` (clamped at the end) are read from `a`;
+    `b` is a panel of shape (depth, width) whose rows are `b_stride` apart.
+    """
+
+    tile: Storage
+    tile_rows: int
+    width: int
+    rows: tuple[Var, ...]
+    first: Affine
+    a: Load
+    depth: tuple[Var, ...]
+    b: Load
+    b_stride: int
+    lanes: int
+
+
+Stmt = Union[Store, Alloc, For, If, Contraction, MicroKernel]
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """Every statement of a tree, outer ones first."""
+    stack = list(reversed(body))
+    while stack:
+        stmt = stack.pop()
+        yield stmt
+        if isinstance(stmt, (For, If, Contraction)):
+            stack.extend(reversed(stmt.body))
+            if isinstance(stmt, Contraction) and stmt.carry is not None:
+                stack.append(stmt.carry)
+
+
+def transform(body: tuple[Stmt, ...], fn: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
+    """Rebuild a tree bottom-up; `fn` maps each rebuilt statement to the ones that replace it."""
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, (For, If, Contraction)):
+            inner = transform(stmt.body, fn)
+            stmt = stmt if inner == stmt.body else replace(stmt, body=inner)
+        out.extend(fn(stmt))
+    return tuple(out)
+
+
+def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
+    """A statement (and all below it) with free variables replaced."""
+    if isinstance(stmt, Store):
+        return replace(stmt, index=stmt.index.substitute(mapping),
+                       value=substitute(stmt.value, mapping))
+    if isinstance(stmt, For):
+        return replace(stmt, body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
+    if isinstance(stmt, If):
+        return If(substitute(stmt.cond, mapping),
+                  tuple(substitute_stmt(s, mapping) for s in stmt.body))
+    if isinstance(stmt, MicroKernel):
+        return replace(stmt, first=stmt.first.substitute(mapping), a=substitute(stmt.a, mapping),
+                       b=substitute(stmt.b, mapping))
+    if isinstance(stmt, Contraction):
+        carry = None if stmt.carry is None else substitute_stmt(stmt.carry, mapping)
+        return replace(stmt, a=substitute(stmt.a, mapping), b=substitute(stmt.b, mapping),
+                       carry=carry, body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
+    return stmt
+
+
+# -- a kernel ------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class LoopKernel:
+    """One kernel: `body` runs once per chunk (in any order, on any worker), `finish` once after.
+
+    `span` is the variable whose range the chunks divide; None: one chunk.
+    """
+
+    name: str
+    body: tuple[Stmt, ...]
+    finish: tuple[Stmt, ...] = ()
+    span: Var | None = None
+    chunks: int = 1
+    grain: int = 1
+    scratch: list[Storage] = field(default_factory=list)

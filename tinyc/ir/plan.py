@@ -1,0 +1,244 @@
+"""What scheduling decides: stages, the loop trees that share them, the program that results.
+
+Plain data. Schedulers fill it, code generators read it, reports show it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Union
+
+from tinyc.ir.dtype import DType
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import Expr, LoopKernel, Storage
+from tinyc.ir.node import Node
+
+if TYPE_CHECKING:
+    import networkx
+
+Origin = tuple[str, int]
+
+
+@dataclass(eq=False)
+class Buf:
+    """Where a materialised value lives: a strided region of a storage, in elements."""
+
+    storage: Storage
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def dtype(self) -> DType:
+        return self.storage.dtype
+
+    def address(self, index: tuple[Affine, ...]) -> Affine:
+        """The flat index of an element."""
+        flat = Affine.const_of(self.offset)
+        for stride, i in zip(self.strides, index):
+            if stride:
+                flat = flat + i * stride
+        return flat
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """An element of a buffer, before it is known where the buffer lives."""
+
+    buf: Buf
+    index: tuple[Affine, ...]
+
+
+@dataclass(eq=False)
+class Stage:
+    """One materialised value: for every index of `axes`, over `red`: buf[axes] = expr.
+
+    kind: "map" stores; "sum" and "max" reduce over `red`; "contract" is the sum of a product of two
+    reads; "scatter" adds into `target`, an index that depends on data.
+    """
+
+    number: int
+    node: Node
+    buf: Buf
+    axes: tuple[Var, ...]
+    red: tuple[Var, ...]
+    kind: str
+    expr: Expr
+    reads: list[Read]
+    members: tuple[Node, ...]
+    target: tuple[Affine, ...] = ()
+    after: list["Stage"] = field(default_factory=list)
+    hoist: Var | None = None
+
+    @property
+    def dtype(self) -> DType:
+        return self.buf.dtype
+
+    @property
+    def name(self) -> str:
+        return f"{self.node.op.name.lower()}{self.number}"
+
+    def points(self) -> int:
+        """How often the expression runs."""
+        total = 1
+        for v in self.axes + self.red:
+            total *= v.extent
+        return total
+
+
+@dataclass(eq=False)
+class Leaf:
+    """A stage at its place in a loop tree; epilogue stages run on each tile of a contraction."""
+
+    stage: Stage
+    epilogue: list[Stage] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Loop:
+    """A loop that the stages below share."""
+
+    var: Var
+    body: list["Tree"]
+
+
+Tree = Union[Loop, Leaf]
+
+
+@dataclass(eq=False)
+class Nest:
+    """A kernel before code generation: loop trees run in order, then `finish`, once, at the end.
+
+    `private` are reductions over the outermost loop: every chunk sums its own, finish combines.
+    """
+
+    number: int
+    body: list[Tree] = field(default_factory=list)
+    finish: list[Tree] = field(default_factory=list)
+    private: list[Stage] = field(default_factory=list)
+
+    def stages(self) -> list[Stage]:
+        """The stages of the nest in program order."""
+        return [s for t in self.body + self.finish for s in stages_of(t)]
+
+
+def stages_of(tree: Tree) -> Iterator[Stage]:
+    """The stages below a tree in program order."""
+    stack: list[Tree] = [tree]
+    while stack:
+        t = stack.pop()
+        if isinstance(t, Leaf):
+            yield t.stage
+            yield from t.epilogue
+        else:
+            stack.extend(reversed(t.body))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What schedules need to know of a machine. Sizes in bytes."""
+
+    name: str
+    lanes: int
+    registers: int
+    tile_rows: int
+    l1: int
+    l2: int
+    chunks: int
+    serial_work: int
+    private_bytes: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a data-dependent index is checked: shown when it is out of range."""
+
+    op: str
+    bound: int
+    origin: Origin | None
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What reports show of a kernel: its members, the lines they come from, what it executes."""
+
+    name: str
+    members: tuple[str, ...]
+    origins: tuple[Origin, ...]
+    flops: int
+    bytes_moved: int
+    scratch_bytes: int
+    chunks: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    loops: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """A fresh output of a program; None in `Program.outputs` stands for an in-place update."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled graph as plain data: source text, memory plan, launch list, what was decided.
+
+    Buffers are passed as: one pointer for each leaf, then one for each fresh output.
+    """
+
+    source: str
+    libm: bool
+    n_leaves: int
+    outputs: tuple[OutputSpec | None, ...]
+    arena_size: int
+    scratch_size: int
+    kernels: tuple[KernelInfo, ...]
+    sites: tuple[Site, ...]
+    remarks: tuple[dict, ...] = ()
+
+    @property
+    def n_buffers(self) -> int:
+        return self.n_leaves + sum(o is not None for o in self.outputs)
+
+    @property
+    def flops(self) -> int:
+        """Arithmetic executed by one run, counted on the loop IR."""
+        return sum(k.flops for k in self.kernels)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that kernels read and write outside their own scratch."""
+        return sum(k.bytes_moved for k in self.kernels)
+
+    def kernel_graph(self) -> "networkx.DiGraph":
+        """Kernels as nodes, an edge where one reads what another writes."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        writer: dict[str, str] = {}
+        for kernel in self.kernels:
+            graph.add_node(kernel.name, members=list(kernel.members), flops=kernel.flops)
+            for name in kernel.reads:
+                if name in writer and writer[name] != kernel.name:
+                    graph.add_edge(writer[name], kernel.name, buffer=name)
+            writer.update(dict.fromkeys(kernel.writes, kernel.name))
+        return graph
+
+
+@dataclass(eq=False)
+class Plan:
+    """Everything between the graph and the source text of one program."""
+
+    outputs: tuple[Node, ...]
+    leaves: tuple[Node, ...]
+    stages: list[Stage]
+    nests: list[Nest] = field(default_factory=list)
+    storages: list[Storage] = field(default_factory=list)
+    kernels: list[LoopKernel] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    output_specs: tuple[OutputSpec | None, ...] = ()
+    arena_size: int = 0
