@@ -1,4 +1,4 @@
-"""What every test gets: a cache folder of the test run's own, its switches restored, stable data."""
+"""What every test gets: a cache folder of the test run's own and its switches restored."""
 
 from __future__ import annotations
 

@@ -183,7 +183,8 @@ def _checked(name: str, value: Any) -> Any:
     spec = {spec.name: spec for spec in fields(Settings)}.get(name)
     if spec is None:
         close = difflib.get_close_matches(name, [spec.name for spec in fields(Settings)], n=1)
-        raise TypeError(f"unknown switch {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise TypeError(f"unknown switch {name!r}{hint}")
     if name == "debug" and not isinstance(value, Debug):
         return parse_debug(str(value))
     if type(value) is not type(spec.default):

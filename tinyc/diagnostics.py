@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NoReturn, TextIO, Union
+from typing import Any, Literal, NoReturn, TextIO
 
 from tinyc import config
 
 Origin = tuple[str, int]
-Term = Union[int, float, str, bool, None]
+Term = int | float | str | bool | None
 
 UNKNOWN: Origin = ("<unknown>", 0)
 
