@@ -1,0 +1,1 @@
+"""The Graph IR and the loop IR: what tinyc compiles, and what it means."""

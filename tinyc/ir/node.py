@@ -1,0 +1,216 @@
+"""Nodes of the Graph IR: hash-consed, typed at construction, with the user's line attached.
+
+Equal nodes are the same object, so equality is `is`, sharing is free and a memo table is a dict
+keyed by nodes. Nothing here recurses: graphs are tens of thousands of nodes deep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+from weakref import ref
+
+from tinyc.diagnostics import Origin, ShapeError, caller_origin
+from tinyc.ir.dtype import DType, Scalar, decode
+from tinyc.ir.ops import OPS, Op, Shape, describe_type, fail
+
+
+class Node:
+    """One tensor expression. Made by `node()` only; immutable; equal nodes are identical.
+
+    `device` is None for leaves that any device can make (CONST, IOTA, VAR) and what is computed
+    from them alone. `origin` is the (file, line) of the user's code that built it first.
+    """
+
+    __slots__ = ("op", "src", "attrs", "shape", "dtype", "device", "origin", "__weakref__")
+
+    op: Op
+    src: tuple[Node, ...]
+    attrs: tuple
+    shape: Shape
+    dtype: DType
+    device: str | None
+    origin: Origin
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        n = 1
+        for extent in self.shape:
+            n *= extent
+        return n
+
+    @property
+    def value(self) -> Scalar:
+        """The Python number of a CONST."""
+        if self.op is not Op.CONST:
+            raise AttributeError(f"a {self.op.value} node has no value")
+        return decode(self.attrs[1], self.attrs[0])
+
+    def __repr__(self) -> str:
+        sources = ", ".join(s.op.value for s in self.src)
+        return f"<{self.op.value}({sources}) {describe_type(self.shape, self.dtype)}>"
+
+    def __copy__(self) -> Node:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Node:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("nodes are not pickled: a copy would not be the same node")
+
+
+class _Entry(ref):
+    """A weak reference that knows the key under which it is interned."""
+
+    __slots__ = ("key",)
+    key: tuple
+
+
+_interned: dict[tuple, _Entry] = {}
+# Guards the table where it changes: on a miss and when a node dies. Re-entrant, since making an
+# entry may run the garbage collector, and that the callback below, in the same thread.
+_lock = RLock()
+
+
+def _forget(entry: _Entry) -> None:
+    """Drop a dead node's entry, unless an equal node has taken its place meanwhile."""
+    with _lock:
+        if _interned.get(entry.key) is entry:
+            del _interned[entry.key]
+
+
+def node(op: Op, src: tuple[Node, ...] = (), attrs: tuple = (), like: Node | None = None) -> Node:
+    """The node `op(src, attrs)`: an existing one, or a new one with its type inferred.
+
+    `like` gives the origin of a node that stands for another; else it is the user's line.
+    Raises what the op's type rule raises, and ShapeError for sources on different devices.
+    """
+    key = (op, src, attrs)
+    entry = _interned.get(key)
+    if entry is not None:
+        found = entry()
+        if found is not None:
+            return found
+    new = Node()
+    new.op, new.src, new.attrs = key
+    new.shape, new.dtype = OPS[op].infer(src, attrs)
+    new.device = _device(op, src, attrs)
+    new.origin = caller_origin() if like is None else like.origin
+    return _intern(key, new)
+
+
+def _device(op: Op, src: tuple[Node, ...], attrs: tuple) -> str | None:
+    """Where the node's value is: where its sources are, which must agree."""
+    if op is Op.BUFFER:
+        return attrs[4]
+    if op is Op.COPY:
+        return attrs[0]
+    device = None
+    for s in src:
+        if s.device is not device and s.device != device and s.device is not None:
+            if device is not None:
+                fail(ShapeError, op.value, f"devices differ, {device} and {s.device}", src,
+                     "operands are on one device", "move one with .to(device)")
+            device = s.device
+    return device
+
+
+def _intern(key: tuple, new: Node) -> Node:
+    """Enter `new`, unless another thread has entered an equal node first."""
+    with _lock:
+        entry = _interned.get(key)
+        found = entry() if entry is not None else None
+        if found is not None:
+            return found
+        entry = _Entry(new, _forget)
+        entry.key = key
+        _interned[key] = entry
+    return new
+
+
+def interned_count() -> int:
+    """How many nodes are alive: what tests of leaks look at."""
+    return len(_interned)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What passes take and return: the nodes to compute, and their names for dumps."""
+
+    outputs: tuple[Node, ...]
+    names: tuple[str, ...] = ()
+
+
+def toposort(outputs: Iterable[Node]) -> list[Node]:
+    """Every node that `outputs` need, each once, sources first, in a fixed order (depth first)."""
+    order: dict[Node, None] = {}
+    stack = list(outputs)[::-1]
+    while stack:
+        top = stack[-1]
+        if top in order:
+            stack.pop()
+            continue
+        waiting = [s for s in top.src if s not in order]
+        if waiting:
+            stack.extend(reversed(waiting))
+        else:
+            order[top] = None
+            stack.pop()
+    return list(order)
+
+
+def canonical_key(outputs: Sequence[Node]) -> tuple[Hashable, list[Node]]:
+    """(key, leaves): equal keys exactly when the graphs are equal up to a renaming of buffers.
+
+    The key spells the graph out node by node in order of first visit, so it never confuses two
+    graphs. In it a buffer is its shape, dtype and device, and a number that tells which buffer it
+    is and how far its version lies from the first one seen. `leaves` are the BUFFER nodes in order
+    of first visit: the graphs of equal keys correspond leaf by leaf. The key holds no node.
+    """
+    order = list(dict.fromkeys(outputs))
+    index = {n: i for i, n in enumerate(order)}
+    text: list[Hashable] = [len(outputs), *[index[n] for n in outputs]]
+    emit = text.append
+    leaves: list[Node] = []
+    seen: dict[int, tuple[int, int]] = {}
+    for n in order:  # grows while it is walked
+        src = n.src
+        emit(n.op)
+        if n.attrs:
+            if not src and n.op is Op.BUFFER:
+                uid, version = n.attrs[:2]
+                number, first = seen.setdefault(uid, (len(seen), version))
+                emit((number, version - first, *n.attrs[2:]))
+                leaves.append(n)
+            else:
+                emit(n.attrs)
+        if n.op is Op.CAT:  # the only op whose number of sources varies
+            emit(len(src))
+        for s in src:
+            i = index.get(s)
+            if i is None:
+                i = index[s] = len(order)
+                order.append(s)
+            emit(i)
+    return tuple(text), leaves
+
+
+def with_sources(old: Node, src: tuple[Node, ...]) -> Node:
+    """`old` computed from other sources; itself when they are the same."""
+    return old if src == old.src else node(old.op, src, old.attrs, like=old)
+
+
+def rebuild(graph: Graph, fn: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
+    """The graph with every node replaced, sources first, by `fn(node, its new sources)`."""
+    new: dict[Node, Node] = {}
+    for n in toposort(graph.outputs):
+        new[n] = fn(n, tuple([new[s] for s in n.src]))
+    return Graph(tuple([new[n] for n in graph.outputs]), graph.names)
