@@ -1,0 +1,1 @@
+"""Where programs run: buffers, devices, the native toolchain and its cache of libraries."""

@@ -1,0 +1,242 @@
+"""Memory of tensors: buffers, and the caching allocator that their storage comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import threading
+from collections import deque
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from tinyc.ir.dtype import DType, from_numpy
+
+ALIGNMENT = 64
+HUGE_PAGE = 2 << 20
+LARGE = 4 << 20
+# Freed memory beyond this, and beyond what is live, goes back to the system.
+KEEP_FREE = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A piece of memory from the system; `owner` frees it by dying."""
+
+    address: int
+    size: int
+    owner: object
+
+
+class _Lease:
+    """The base of a buffer's array: numpy views hold it, its death gives the block back."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "_block", "_nbytes", "_returned")
+
+    def __init__(
+        self, block: Block, nbytes: int, interface: dict, returned: deque[tuple[Block, int]]
+    ):
+        self._block = block
+        self._nbytes = nbytes
+        self._returned = returned
+        self.__array_interface__ = interface
+
+    def __del__(self) -> None:
+        # The garbage collector may come here inside `Allocator.array`, so take no lock.
+        self._returned.append((self._block, self._nbytes))
+
+
+class Allocator:
+    """Hands out 64-byte aligned arrays and keeps what they leave behind for the next ones.
+
+    Fresh pages cost about ten times a warm write, so blocks are kept by size class. From 4 MiB
+    on they are aligned to huge pages, and the system is asked for those.
+    `live_bytes` and `peak_bytes` count what was asked for, `held_bytes` what is taken from the
+    system, `allocations` the arrays and `system_allocations` the blocks made so far.
+    """
+
+    def __init__(self) -> None:
+        self.allocations = 0
+        self.system_allocations = 0
+        self.held_bytes = 0
+        self._live_bytes = 0
+        self._peak_bytes = 0
+        self._free_bytes = 0
+        self._free: dict[int, list[Block]] = {}
+        self._returned: deque[tuple[Block, int]] = deque()
+        self._lock = threading.RLock()
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the arrays that are alive."""
+        with self._lock:
+            self._collect()
+            return self._live_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest `live_bytes` since the start or `reset_peak`."""
+        return self._peak_bytes
+
+    def reset_peak(self) -> None:
+        """Let `peak_bytes` start again from what is alive now."""
+        self._peak_bytes = self.live_bytes
+
+    def array(self, dtype: DType, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        """Return an uninitialised C-contiguous array and its address.
+
+        MemoryError tells the shape and the bytes asked for.
+        """
+        nbytes = prod(shape) * dtype.itemsize
+        size = size_class(nbytes)
+        with self._lock:
+            self._collect()
+            free = self._free.get(size)
+            if free:
+                block = free.pop()
+                self._free_bytes -= size
+            else:
+                block = self._new_block(size, dtype, shape)
+            self.allocations += 1
+            self._live_bytes += nbytes
+            if self._live_bytes > self._peak_bytes:
+                self._peak_bytes = self._live_bytes
+        interface = {
+            "shape": shape,
+            "typestr": dtype.np.str,
+            "data": (block.address, False),
+            "version": 3,
+        }
+        return np.asarray(_Lease(block, nbytes, interface, self._returned)), block.address
+
+    def trim(self, keep: int = 0) -> None:
+        """Give free blocks back to the system, largest first, until `keep` bytes are left."""
+        with self._lock:
+            self._collect()
+            self._trim(keep)
+
+    def _collect(self) -> None:
+        """Book the blocks whose arrays have died since the last call."""
+        returned = self._returned
+        while returned:
+            block, nbytes = returned.popleft()
+            self._live_bytes -= nbytes
+            self._free.setdefault(block.size, []).append(block)
+            self._free_bytes += block.size
+        if self._free_bytes > KEEP_FREE and self._free_bytes > self._live_bytes:
+            self._trim(max(KEEP_FREE, self._live_bytes) // 2)
+
+    def _trim(self, keep: int) -> None:
+        for size in sorted(self._free, reverse=True):
+            blocks = self._free[size]
+            while blocks and self._free_bytes > keep:
+                blocks.pop()
+                self._free_bytes -= size
+                self.held_bytes -= size
+
+    def _new_block(self, size: int, dtype: DType, shape: tuple[int, ...]) -> Block:
+        try:
+            block = system_block(size)
+        except MemoryError:
+            self._trim(0)
+            try:
+                block = system_block(size)
+            except MemoryError:
+                wanted = f"{dtype}[{','.join(map(str, shape))}]"
+                raise MemoryError(
+                    f"no memory for {wanted}: {prod(shape) * dtype.itemsize:,} bytes asked for,"
+                    f" {self._live_bytes:,} bytes are held by live tensors"
+                ) from None
+        self.system_allocations += 1
+        self.held_bytes += size
+        return block
+
+
+def size_class(nbytes: int) -> int:
+    """Return the size of the block that holds `nbytes`: four classes to each power of two."""
+    if nbytes <= 4 * ALIGNMENT:
+        return max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
+    step = 1 << (nbytes - 1).bit_length() - 3
+    if nbytes >= LARGE:
+        step = HUGE_PAGE
+    return -(-nbytes // step) * step
+
+
+def system_block(size: int) -> Block:
+    """Take a block from the system, aligned to a cache line or, from 4 MiB on, a huge page."""
+    if size < LARGE:
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        address = raw.ctypes.data
+        return Block(address + -address % ALIGNMENT, size, raw)
+    try:
+        region = mmap.mmap(-1, size + HUGE_PAGE)
+    except OSError as error:
+        raise MemoryError(str(error)) from None
+    address = np.frombuffer(region, np.uint8, 1).ctypes.data
+    offset = -address % HUGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Without huge pages in the kernel the memory is as good, only slower.
+        with contextlib.suppress(OSError):
+            region.madvise(mmap.MADV_HUGEPAGE, offset, size)
+    return Block(address + offset, size, region)
+
+
+ALLOCATOR = Allocator()
+
+_uids = itertools.count(1)
+
+
+class Buffer:
+    """The memory of one tensor: `array` is its uninitialised C-contiguous numpy array.
+
+    `ptr` is the address, aligned to 64 bytes. The memory is given back when the buffer and all
+    numpy views of `array` are gone. `uid` is unique in the process.
+    """
+
+    __slots__ = ("__weakref__", "array", "device", "dtype", "nbytes", "ptr", "shape", "uid")
+
+    def __init__(self, device: str, dtype: DType, shape: tuple[int, ...]) -> None:
+        self._set(device, dtype, *ALLOCATOR.array(dtype, shape))
+
+    def _set(self, device: str, dtype: DType, array: np.ndarray, address: int) -> None:
+        self.uid = next(_uids)
+        self.device = device
+        self.dtype = dtype
+        self.array = array
+        self.shape = array.shape
+        self.nbytes = array.nbytes
+        self.ptr = address
+
+    @staticmethod
+    def from_numpy(array: np.ndarray, device: str, copy: bool = True) -> Buffer:
+        """Return a buffer with the array's values; DTypeError if its dtype has no counterpart.
+
+        With `copy=False` the memory is shared where it can be: a writable, C-contiguous array in
+        native byte order whose address is a multiple of 64.
+        """
+        array = np.asarray(array)
+        dtype = from_numpy(array.dtype)
+        if not copy and shareable(array):
+            buffer = Buffer.__new__(Buffer)
+            buffer._set(device, dtype, array, address_of(array))
+            return buffer
+        buffer = Buffer(device, dtype, array.shape)
+        buffer.array[...] = array
+        return buffer
+
+    def __repr__(self) -> str:
+        return f"Buffer({self.uid}: {self.dtype}{list(self.shape)} on {self.device})"
+
+
+def shareable(array: np.ndarray) -> bool:
+    """Tell whether a buffer may use the array's memory as it is."""
+    flags = array.flags
+    aligned = address_of(array) % ALIGNMENT == 0
+    return flags.c_contiguous and flags.writeable and array.dtype.isnative and aligned
+
+
+def address_of(array: np.ndarray) -> int:
+    """Return where an array's first element lies."""
+    return array.__array_interface__["data"][0]

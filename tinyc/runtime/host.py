@@ -1,0 +1,32 @@
+"""Memory of the devices that run no source: numpy arrays, on which Python computes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyc.ir.dtype import DType
+from tinyc.runtime.buffer import Buffer
+
+
+class HostDevice:
+    """A device whose memory is numpy's; the compiler runs its programs with an evaluator."""
+
+    target = ""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
+        """Return an uninitialised buffer."""
+        return Buffer(self.name, dtype, shape)
+
+    def copy_in(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Fill a buffer with the values of an array that broadcasts to its shape."""
+        buffer.array[...] = array
+
+    def copy_out(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy of the buffer's values."""
+        return buffer.array.copy()
+
+    def synchronize(self) -> None:
+        """Wait for the device; a host has always finished."""
