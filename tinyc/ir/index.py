@@ -150,7 +150,7 @@ class Mod(_Quotient):
 
 Atom = Union[Var, FloorDiv, Mod, Data]
 Term = tuple[Atom, int]
-Index = Union["Affine", Var, int]
+Index = Union["Affine", Var, Data, int]
 
 
 class Affine:
@@ -172,11 +172,16 @@ class Affine:
 
     @staticmethod
     def of(value: Index) -> Affine:
-        """An index expression of an int, a variable (0 if it has one value only) or itself."""
+        """The expression of an int, a variable (0 if it has one value only) or a data index.
+
+        A data index with one value stays: its computation may check that value.
+        """
         if type(value) is Affine:
             return value
         if type(value) is Var:
             return Affine(0, ((value, 1),)) if value.extent > 1 else Affine(0)
+        if type(value) is Data:
+            return Affine(0, ((value, 1),))
         return Affine(int(value))  # type: ignore[arg-type]
 
     # -- arithmetic ------------------------------------------------------------------------------
@@ -269,6 +274,18 @@ class Affine:
                 return c
         return 0
 
+    def is_linear(self) -> bool:
+        """True if every atom is a plain loop variable."""
+        return all(isinstance(a, Var) for a, _ in self.terms)
+
+    def as_var(self) -> Var | None:
+        """The loop variable that this index is, if it is just one; else None."""
+        if self.const == 0 and len(self.terms) == 1:
+            atom, coeff = self.terms[0]
+            if coeff == 1 and isinstance(atom, Var):
+                return atom
+        return None
+
     def is_linear_in(self, var: Var) -> bool:
         """Whether a step of `var` always adds `coeff(var)`: it stands in no other atom."""
         return not any(type(a) is not Var and var in a.free_vars() for a, _ in self.terms)
@@ -334,21 +351,6 @@ class Affine:
         if self.const or not text:
             text += f" {'-' if self.const < 0 else '+'} {abs(self.const)}"
         return text[3:] if text[1] == "+" else "-" + text[3:]
-
-
-def const(value: int) -> Affine:
-    """The constant `value`."""
-    return Affine(value)
-
-
-def of(value: Index) -> Affine:
-    """An index expression of an int, a variable (0 if it has one value only) or itself."""
-    return Affine.of(value)
-
-
-def data(expr: Any, bound: int, vars: frozenset[Var] = frozenset()) -> Affine:
-    """The index that `expr` computes from data, 0 <= index < bound; `vars`: what it depends on."""
-    return Affine(0, ((Data(expr, bound, vars), 1),)) if bound > 1 else Affine(0)
 
 
 def ravel(index: Sequence[Affine], shape: Sequence[int]) -> Affine:
