@@ -8,19 +8,21 @@ Two promises that code generators rely on: the operand of every `//` and `%` is 
 (truncating division is floor division there), and terms stand in an order that depends on nothing
 but the order in which variables were made.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from math import gcd
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 from weakref import WeakValueDictionary
 
 _serial = count()
+Env = Mapping[Any, int]  # the value of every variable and of every data index
 
 
 class Var:
-    """A loop variable, 0 <= v < extent. Two variables are equal only if they are the same object."""
+    """A loop variable, 0 <= v < extent. A variable equals only itself, whatever its name."""
 
     __slots__ = ("extent", "hi", "key", "lo", "name", "serial")
 
@@ -42,7 +44,7 @@ class Var:
         """The variable itself."""
         return frozenset((self,))
 
-    def evaluate(self, env: Mapping[Var | Data, int]) -> int:
+    def evaluate(self, env: Env) -> int:
         """Its value in `env`."""
         return env[self]
 
@@ -55,13 +57,17 @@ class Data:
     """
 
     __slots__ = ("__weakref__", "bound", "expr", "hi", "key", "lo", "serial", "vars")
-    _made: WeakValueDictionary[tuple[Any, ...], Data] = WeakValueDictionary()
+    _made: ClassVar[WeakValueDictionary[tuple[Any, ...], Data]] = WeakValueDictionary()
     expr: Any
     bound: int
     vars: frozenset[Var]
+    serial: int
     key: tuple[Any, ...]
+    lo: int
+    hi: int
 
     def __new__(cls, expr: Any, bound: int, vars: frozenset[Var] = frozenset()) -> Data:
+        """The one object of these arguments."""
         identity = (expr, bound, vars)
         self = cls._made.get(identity)
         if self is None:
@@ -82,15 +88,15 @@ class Data:
         """The loop variables that the value depends on."""
         return self.vars
 
-    def evaluate(self, env: Mapping[Var | Data, int]) -> int:
+    def evaluate(self, env: Env) -> int:
         """Its value in `env`."""
         return env[self]
 
 
 class _Quotient:
-    """What `//` and `%` share: `operand` with 0 <= min(operand) < n, n > 1, equality by structure."""
+    """What `//` and `%` share: 0 <= min(operand) < n, 1 < n; equality is by structure."""
 
-    __slots__ = ("hi", "key", "lo", "n", "operand")
+    __slots__ = ("_hash", "hi", "key", "lo", "n", "operand")
     _rank = 0
 
     def __init__(self, operand: Affine, n: int) -> None:
@@ -98,6 +104,7 @@ class _Quotient:
         self.n = n
         terms = tuple((a.key, c) for a, c in operand.terms)
         self.key: tuple[Any, ...] = (self._rank, n, operand.const, terms)
+        self._hash = hash(self.key)
         self.lo, self.hi = 0, self._highest()
 
     def _highest(self) -> int:
@@ -107,7 +114,7 @@ class _Quotient:
         return type(other) is type(self) and other.key == self.key  # type: ignore[attr-defined]
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return self._hash
 
     def free_vars(self) -> frozenset[Var]:
         """The variables of the operand."""
@@ -126,7 +133,7 @@ class FloorDiv(_Quotient):
     def __repr__(self) -> str:
         return f"{_grouped(self.operand)}//{self.n}"
 
-    def evaluate(self, env: Mapping[Var | Data, int]) -> int:
+    def evaluate(self, env: Env) -> int:
         """The value in `env`."""
         return self.operand.evaluate(env) // self.n
 
@@ -134,8 +141,19 @@ class FloorDiv(_Quotient):
 class Mod(_Quotient):
     """operand % n. Made by `Affine % int`, which folds what it can."""
 
-    __slots__ = ()
+    __slots__ = ("_upper",)
     _rank = 2
+
+    def __init__(self, operand: Affine, n: int) -> None:
+        super().__init__(operand, n)
+        self._upper: Affine | None = None
+
+    def upper(self) -> Affine:
+        """operand // n: the digits above this one."""
+        found = self._upper
+        if found is None:
+            found = self._upper = self.operand // self.n
+        return found
 
     def _highest(self) -> int:
         return self.n - 1
@@ -143,12 +161,12 @@ class Mod(_Quotient):
     def __repr__(self) -> str:
         return f"{_grouped(self.operand)}%{self.n}"
 
-    def evaluate(self, env: Mapping[Var | Data, int]) -> int:
+    def evaluate(self, env: Env) -> int:
         """The value in `env`."""
         return self.operand.evaluate(env) % self.n
 
 
-Atom = Union[Var, FloorDiv, Mod, Data]
+Atom = Var | FloorDiv | Mod | Data
 Term = tuple[Atom, int]
 Index = Union["Affine", Var, Data, int]
 
@@ -290,7 +308,7 @@ class Affine:
         """Whether a step of `var` always adds `coeff(var)`: it stands in no other atom."""
         return not any(type(a) is not Var and var in a.free_vars() for a, _ in self.terms)
 
-    def evaluate(self, env: Mapping[Var | Data, int]) -> int:
+    def evaluate(self, env: Env) -> int:
         """The value where `env` gives every variable (and data index) of it."""
         total = self.const
         for a, c in self.terms:
@@ -414,7 +432,7 @@ def _recombine(total: Affine) -> Affine:
     for atom, c in total.terms:
         if type(atom) is not Mod:
             continue
-        quotient = atom.operand // atom.n
+        quotient = atom.upper()
         if len(quotient.terms) != 1 or quotient.terms[0][1] != 1:
             continue
         upper = quotient.terms[0][0]
@@ -480,9 +498,9 @@ def _divide(rest: Affine, n: int) -> Affine:
         return upper // (n // g)
     inner = [a for a, c in rest.terms if type(a) is FloorDiv and c == 1]
     if len(inner) == 1:  # (e//a + y)//b -> (e + a*y)//(a*b)
-        atom = inner[0]
-        others = Affine(rest.const, _without(rest, atom))
-        return (others * atom.n + atom.operand) // (atom.n * n)
+        quotient = inner[0]
+        others = Affine(rest.const, _without(rest, quotient))
+        return (others * quotient.n + quotient.operand) // (quotient.n * n)
     if len(rest.terms) == 1 and not rest.const:
         atom, c = rest.terms[0]
         if type(atom) is Mod and c == 1 and atom.n % n == 0:  # (e%(a*b))//b -> (e//b)%a

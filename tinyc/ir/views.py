@@ -3,13 +3,13 @@
 `INDEX` is the complete meaning of the view ops for the compiler: one function for each, from the
 index into the view to the index into the source, with the conditions under which it is read.
 """
+
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
 
-from tinyc.ir.index import Affine, Var, ravel, unravel
+from tinyc.ir.index import Affine, Env, ravel, unravel
 from tinyc.ir.node import Node
 from tinyc.ir.ops import Op
 
@@ -24,7 +24,7 @@ class Between:
     lo: int
     hi: int
 
-    def holds(self, env: Mapping[Var, int]) -> bool:
+    def holds(self, env: Env) -> bool:
         """Whether it is true where `env` gives the variables."""
         return self.lo <= self.index.evaluate(env) < self.hi
 
@@ -36,12 +36,12 @@ class Divides:
     index: Affine
     n: int
 
-    def holds(self, env: Mapping[Var, int]) -> bool:
+    def holds(self, env: Env) -> bool:
         """Whether it is true where `env` gives the variables."""
         return self.index.evaluate(env) % self.n == 0
 
 
-Cond = Union[Between, Divides]
+Cond = Between | Divides
 Access = tuple[Indices, tuple[Cond, ...]]
 
 
@@ -127,7 +127,8 @@ def _slice(node: Node, idx: Indices, s: int) -> Access:
 
 
 def _pad(node: Node, idx: Indices, s: int) -> Access:
-    at, conds = [], []
+    at: list[Affine] = []
+    conds: list[Cond] = []
     for i, n, lo, interior in zip(idx, node.src[0].shape, node.attrs[0], node.attrs[2]):
         inside, step = i - lo, interior + 1
         conds.extend(between(inside, 0, max((n - 1) * step + 1, 0)))
