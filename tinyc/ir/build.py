@@ -8,9 +8,10 @@ raises here, on the user's line. Axes may be negative; node attributes never are
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import prod
 from operator import index as integer
-from typing import Union
+from typing import NoReturn
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from tinyc.ir.dtype import (
 from tinyc.ir.node import Node, node
 from tinyc.ir.ops import Op, Shape, describe_type, fail
 
-Operand = Union[Node, bool, int, float]
+Operand = Node | bool | int | float
 
 _ADD, _SUB, _MUL, _DIV, _MAX, _LT, _EQ = Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.LT, Op.EQ
 
@@ -71,104 +72,117 @@ def var(name: str, lo: int, hi: int) -> Node:
 def _number(name: str, value: object) -> Scalar:
     if isinstance(value, np.generic):
         value = value.item()
-    if not isinstance(value, (bool, int, float)):
-        raise DTypeError(f"{name}: {type(value).__name__} is no operand; nodes and numbers are")
-    return value
+    if isinstance(value, (float, int)):
+        return value
+    raise DTypeError(f"{name}: {type(value).__name__} is no operand; nodes and numbers are")
 
 
 def _as_node(name: str, x: Operand) -> Node:
-    return x if type(x) is Node else const(_number(name, x))
+    return x if isinstance(x, Node) else const(_number(name, x))
 
 
 def _common(name: str, a: Operand, b: Operand) -> tuple[Node, Node]:
     """Both as nodes of one dtype: promoted; a Python number follows the other operand."""
-    if type(a) is not Node and type(b) is Node:
-        second, first = _common(name, b, a)
-        return first, second
-    a = _as_node(name, a)
-    if type(b) is not Node:
-        b = _number(name, b)
-        dtype = weak_promote(a.dtype, b)
-        return cast(a, dtype), _fitting(name, b, dtype, a)
+    if not isinstance(b, Node):
+        a = _as_node(name, a)
+        return _beside(name, a, b)
+    if not isinstance(a, Node):
+        b, a = _beside(name, b, a)
+        return a, b
     dtype = promote(a.dtype, b.dtype)
     return cast(a, dtype), cast(b, dtype)
 
 
-def _fitting(name: str, value: Scalar, dtype: DType, other: Node) -> Node:
-    low, high = limits(dtype)
-    if dtype.kind in "iu" and not low <= value <= high:
-        fail(DTypeError, name, f"the number {value} is no {dtype}", (other,),
-             f"a Python number takes the tensor's dtype, which holds {low} to {high}",
-             "cast the tensor to a wider one")
-    return node(Op.CONST, (), (dtype, encode(value, dtype)))
+def _beside(name: str, x: Node, value: Scalar) -> tuple[Node, Node]:
+    """A node and a Python number, which takes the node's dtype or at most changes its kind."""
+    value = _number(name, value)
+    dtype = weak_promote(x.dtype, value)
+    if dtype.kind in "iu":
+        low, high = limits(dtype)
+        if not low <= value <= high:
+            fail(DTypeError, name, f"the number {value} is no {dtype}", (x,),
+                 f"a Python number takes the tensor's dtype, which holds {low} to {high}",
+                 "cast the tensor to a wider one")
+    number = node(Op.CONST, (), (dtype, encode(value, dtype)))
+    return (x if x.dtype is dtype else cast(x, dtype)), number
 
 
 def broadcast_shape(name: str, nodes: Sequence[Node]) -> Shape:
     """The shape that numpy's rule gives all of `nodes`, or ShapeError for `name`."""
-    ndim = max(len(n.shape) for n in nodes)
-    out = [1] * ndim
+    shape: Shape = ()
     for n in nodes:
-        for axis, extent in enumerate(n.shape, ndim - len(n.shape)):
-            if extent != 1 and extent != out[axis]:
-                if out[axis] != 1:
-                    _no_broadcast(name, nodes, axis - ndim, out[axis], extent)
-                out[axis] = extent
+        wider = _merged(shape, n.shape)
+        if wider is None:
+            _no_broadcast(name, nodes, shape, n.shape)
+        shape = wider
+    return shape
+
+
+@lru_cache(maxsize=4096)
+def _merged(a: Shape, b: Shape) -> Shape | None:
+    """Two shapes broadcast, or None where they do not."""
+    out = list(a if len(a) >= len(b) else b)
+    for axis in range(-min(len(a), len(b)), 0):
+        if a[axis] != b[axis] and 1 not in (a[axis], b[axis]):
+            return None
+        out[axis] = b[axis] if a[axis] == 1 else a[axis]
     return tuple(out)
 
 
-def _no_broadcast(name: str, nodes: Sequence[Node], axis: int, one: int, other: int) -> None:
+def _no_broadcast(name: str, nodes: Sequence[Node], a: Shape, b: Shape) -> NoReturn:
+    axis = next(i for i in range(-1, -len(a) - 1, -1) if a[i] != b[i] and 1 not in (a[i], b[i]))
     fail(ShapeError, name, "shapes do not broadcast", nodes,
-         f"axis {axis} is {one} in one and {other} in another; sizes agree or are 1,"
-         " counted from the last axis", "reshape, unsqueeze or transpose an operand")
+         f"axis {axis} is {a[axis]} and {b[axis]}; sizes are equal or 1, counted from the last axis",
+         "reshape, unsqueeze or transpose an operand")
 
 
 def _together(name: str, a: Node, b: Node) -> tuple[Node, Node]:
     """Both expanded to their common shape."""
-    if a.shape == b.shape:
-        return a, b
-    shape = broadcast_shape(name, (a, b))
-    return expand(a, shape), expand(b, shape)
+    shape = _merged(a.shape, b.shape)
+    if shape is None:
+        _no_broadcast(name, (a, b), a.shape, b.shape)
+    return _broadcast(a, shape), _broadcast(b, shape)
+
+
+def _broadcast(x: Node, shape: Shape) -> Node:
+    """x expanded to `shape`, which is known to fit."""
+    if x.shape == shape:
+        return x
+    ndim = len(shape)
+    return expand_axes(x, shape, tuple(range(ndim - len(x.shape), ndim)))
+
+
+# What an arithmetic op does to two bools, as in PyTorch.
+_ON_BOOL = {_ADD: Op.OR, _MUL: Op.AND}
 
 
 def _pair(op: Op, a: Operand, b: Operand, name: str = "") -> Node:
     """The binary elementwise `op` after promotion and broadcasting."""
-    if type(a) is not Node or type(b) is not Node or a.dtype is not b.dtype:
+    if not isinstance(a, Node) or not isinstance(b, Node) or a.dtype is not b.dtype:
         a, b = _common(name or op.value, a, b)
     if a.shape != b.shape:
         a, b = _together(name or op.value, a, b)
+    if a.dtype is bool_:
+        op = _ON_BOOL.get(op, op)
     return node(op, (a, b))
-
-
-def _reject_bool(name: str, *operands: Operand) -> None:
-    """Raise DTypeError if all operands are bool: numbers would promote, bools stay bools."""
-    nodes = [_as_node(name, x) for x in operands]
-    if all(n.dtype is bool_ for n in nodes):
-        fail(DTypeError, name, "no such operation on bool", nodes,
-             "it takes numbers", "cast to i64, or use a logical operation")
 
 
 # Arithmetic -------------------------------------------------------------------------------
 
 
-def _is_bool(x: Operand) -> bool:
-    return x.dtype is bool_ if type(x) is Node else isinstance(x, (bool, np.bool_))
-
-
 def add(a: Operand, b: Operand) -> Node:
     """a + b; of two bools their `or`."""
-    return _pair(Op.OR if _is_bool(a) and _is_bool(b) else _ADD, a, b, "add")
+    return _pair(_ADD, a, b)
 
 
 def sub(a: Operand, b: Operand) -> Node:
     """a - b; DTypeError for two bools."""
-    if _is_bool(a) and _is_bool(b):
-        _reject_bool("sub", a, b)
     return _pair(_SUB, a, b)
 
 
 def mul(a: Operand, b: Operand) -> Node:
     """a * b; of two bools their `and`."""
-    return _pair(Op.AND if _is_bool(a) and _is_bool(b) else _MUL, a, b, "mul")
+    return _pair(_MUL, a, b)
 
 
 def div(a: Operand, b: Operand) -> Node:
@@ -181,21 +195,17 @@ def div(a: Operand, b: Operand) -> Node:
 
 def idiv(a: Operand, b: Operand) -> Node:
     """The floor of a / b, Python's `//`; an integer divided by 0 gives 0."""
-    if _is_bool(a) and _is_bool(b):
-        _reject_bool("idiv", a, b)
     return _pair(Op.IDIV, a, b)
 
 
 def mod(a: Operand, b: Operand) -> Node:
     """a - b * (a // b), Python's `%`, with the sign of b; of an integer and 0 it is 0."""
-    if _is_bool(a) and _is_bool(b):
-        _reject_bool("mod", a, b)
     return _pair(Op.MOD, a, b)
 
 
 def pow(a: Operand, b: Operand) -> Node:
     """a ** b. Integers take a number >= 0 as exponent; a tensor of exponents must be floating."""
-    if type(b) is not Node:
+    if not isinstance(b, Node):
         found = _power(_as_node("pow", a), _number("pow", b))
         if found is not None:
             return found
@@ -362,7 +372,7 @@ def where(cond: Operand, a: Operand, b: Operand) -> Node:
     a, b = _common("where", a, b)
     if not cond.shape == a.shape == b.shape:
         shape = broadcast_shape("where", (cond, a, b))
-        cond, a, b = expand(cond, shape), expand(a, shape), expand(b, shape)
+        cond, a, b = _broadcast(cond, shape), _broadcast(a, shape), _broadcast(b, shape)
     return node(Op.WHERE, (cond, a, b))
 
 
@@ -508,10 +518,12 @@ def reduced_axes(name: str, x: Node, axes: int | Sequence[int] | None) -> tuple[
     """The axes that a user named, ascending and from the front; None means all of them."""
     if axes is None:
         return tuple(range(len(x.shape)))
-    named = (axes,) if isinstance(axes, int) else tuple(axes)
-    found = sorted(_axis(name, a, x) for a in named)
+    if isinstance(axes, int):
+        return (_axis(name, axes, x),)
+    found = sorted([_axis(name, a, x) for a in axes])
     if len(set(found)) != len(found):
-        fail(AxisError, name, f"an axis is named twice in {named}", (x,), "each axis at most once")
+        fail(AxisError, name, f"an axis is named twice in {tuple(axes)}", (x,),
+             "each axis at most once")
     return tuple(found)
 
 
@@ -525,8 +537,11 @@ def reduce_(
     out = node(Op.REDUCE, (x,), (kind, axes)) if axes else x
     if not keepdims:
         return out
-    kept = tuple([i for i in range(len(x.shape)) if i not in axes])
-    return expand_axes(out, tuple([n if i in kept else 1 for i, n in enumerate(x.shape)]), kept)
+    shape = list(x.shape)
+    for axis in axes:
+        shape[axis] = 1
+    kept = tuple([i for i in range(len(shape)) if i not in axes])
+    return expand_axes(out, tuple(shape), kept)
 
 
 def sum_(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:
@@ -594,8 +609,8 @@ def assign(
     starts = (0,) * len(target.shape) if starts is None else _shape(starts)
     sizes = target.shape if sizes is None else _shape(sizes)
     steps = (1,) * len(target.shape) if steps is None else _shape(steps)
-    value = const(value, target.dtype) if type(value) is not Node else cast(value, target.dtype)
-    return node(Op.ASSIGN, (target, expand(value, sizes)), (starts, sizes, steps))
+    new = cast(value, target.dtype) if isinstance(value, Node) else const(value, target.dtype)
+    return node(Op.ASSIGN, (target, expand(new, sizes)), (starts, sizes, steps))
 
 
 def copy(x: Node, device: str) -> Node:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 
 from tinyc.diagnostics import DTypeError
 
-Scalar = Union[bool, int, float]
+Scalar = bool | int | float
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +32,7 @@ class DType:
 
     @property
     def is_float(self) -> bool:
+        """Floating point."""
         return self.kind == "f"
 
     @property

@@ -24,7 +24,7 @@ class Node:
     from them alone. `origin` is the (file, line) of the user's code that built it first.
     """
 
-    __slots__ = ("op", "src", "attrs", "shape", "dtype", "device", "origin", "__weakref__")
+    __slots__ = ("__weakref__", "attrs", "device", "dtype", "op", "origin", "shape", "src")
 
     op: Op
     src: tuple[Node, ...]
@@ -36,6 +36,7 @@ class Node:
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, NoReturn
 
@@ -175,7 +176,7 @@ def _infer_iota(srcs: Sequence[Node], attrs: tuple) -> Typed:
 def _infer_var(srcs: Sequence[Node], attrs: tuple) -> Typed:
     name, lo, hi = attrs
     if lo > hi:
-        fail(ShapeError, "var", f"{name} has no value: its bounds are {lo} and {hi}", (), "lo <= hi")
+        fail(ShapeError, "var", f"{name} has no value in {lo} to {hi}", (), "lo <= hi")
     return (), i64
 
 
@@ -252,7 +253,7 @@ def _infer_permute(srcs: Sequence[Node], attrs: tuple) -> Typed:
 
 def _infer_expand(srcs: Sequence[Node], attrs: tuple) -> Typed:
     (x,), (shape, axes) = srcs, attrs
-    if len(axes) != len(x.shape) or any(a >= b for a, b in zip(axes, axes[1:])):
+    if len(axes) != len(x.shape) or any(a >= b for a, b in pairwise(axes)):
         fail(AxisError, "expand", f"{axes} does not place the axes", srcs,
              "one output axis for each source axis, ascending")
     for n, axis in zip(x.shape, axes):
@@ -318,7 +319,7 @@ def _infer_window(srcs: Sequence[Node], attrs: tuple) -> Typed:
         fail(ShapeError, "window", f"size {size} with dilation {dilation} on axis {axis}", srcs,
              f"a window spans {(size - 1) * dilation + 1} elements and the axis has {n}",
              "pad the axis or use a smaller window")
-    return x.shape[:axis] + (count,) + x.shape[axis + 1 :] + (size,), x.dtype
+    return (*x.shape[:axis], count, *x.shape[axis + 1 :], size), x.dtype
 
 
 def _infer_cat(srcs: Sequence[Node], attrs: tuple) -> Typed:
@@ -331,7 +332,7 @@ def _infer_cat(srcs: Sequence[Node], attrs: tuple) -> Typed:
         if len(s.shape) != len(first) or s.shape[:axis] != pre or s.shape[axis + 1 :] != post:
             fail(ShapeError, "cat", f"pieces do not fit along axis {axis}", srcs,
                  "all other axes have equal sizes")
-    return pre + (sum(s.shape[axis] for s in srcs),) + post, dtype
+    return (*pre, sum(s.shape[axis] for s in srcs), *post), dtype
 
 
 # Reducing ---------------------------------------------------------------------------------
@@ -341,7 +342,7 @@ def _infer_reduce(srcs: Sequence[Node], attrs: tuple) -> Typed:
     (x,), (kind, axes) = srcs, attrs
     if kind not in ("sum", "max"):
         fail(ValueError, "reduce", f"no reduction is called {kind!r}", srcs, "sum or max")
-    if not axes or any(a >= b for a, b in zip(axes, axes[1:])):
+    if not axes or any(a >= b for a, b in pairwise(axes)):
         fail(AxisError, kind, f"over the axes {axes}", srcs, "ascending, each once, at least one")
     for axis in axes:
         check_axis(kind, axis, len(x.shape), srcs)
@@ -391,7 +392,7 @@ def _infer_fold(srcs: Sequence[Node], attrs: tuple) -> Typed:
     if x.shape[axis] != count:
         fail(ShapeError, "fold", f"{x.shape[axis]} windows on axis {axis}", srcs,
              f"{count} windows of {x.shape[-1]} (stride {stride}, dilation {dilation}) fit on {n}")
-    return x.shape[:axis] + (n,) + x.shape[axis + 1 : -1], x.dtype
+    return (*x.shape[:axis], n, *x.shape[axis + 1 : -1]), x.dtype
 
 
 def _infer_scatter_add(srcs: Sequence[Node], attrs: tuple) -> Typed:
@@ -402,7 +403,7 @@ def _infer_scatter_add(srcs: Sequence[Node], attrs: tuple) -> Typed:
     if axis < 0 or size < 0 or updates.shape[axis:end] != index.shape:
         fail(ShapeError, "scatter_add", f"the updates do not hold the index at axis {axis}", srcs,
              "updates.shape[axis:axis+index.ndim] is index.shape, and the size is not negative")
-    return updates.shape[:axis] + (size,) + updates.shape[end:], updates.dtype
+    return (*updates.shape[:axis], size, *updates.shape[end:]), updates.dtype
 
 
 # Indexed, state, markers ------------------------------------------------------------------
