@@ -19,7 +19,7 @@ def buffer(uid, shape, dtype=f32):
     return b.buffer(uid, 0, shape, dtype, "cpu")
 
 
-X, Y, K = buffer(0, (3, 4)), buffer(1, (4, 5)), buffer(2, (2,), i64)
+X, Y, K = buffer(200, (3, 4)), buffer(201, (4, 5)), buffer(202, (2,), i64)
 
 
 def every_op():
@@ -32,7 +32,8 @@ def every_op():
         b.fold(b.window(X, 0, 2), 0, 3),
         b.scatter_add(b.gather(X, K, 1), K, 1, 9),
         b.cat([b.slice_(X, (2, 0), (2, 4), (-1, 1)), X], 0),
-        b.where(b.or_(flags, b.and_(flags, b.invert(flags))), X, b.permute(b.reshape(X, (4, 3)), (1, 0))),
+        b.where(b.or_(flags, b.and_(flags, b.invert(flags))), X, 0.0),
+        b.permute(b.reshape(X, (4, 3)), (1, 0)),
         b.assign(assigned, b.materialize(b.detach(b.mul(X, X)))),
         b.copy(b.cast(b.bitcast(X, DTYPES["i32"]), u8), "numpy"),
         b.add(b.iota(7), b.var("n", 0, 9)),
@@ -59,7 +60,7 @@ def test_the_text_is_one_typed_line_a_node():
     place = lines[0].rsplit(" ", 1)[1]
     assert place.startswith("test_printer.py:")
     assert [line.split("#")[0].rstrip() for line in lines] == [
-        'v0 = buffer(0, 0, (3, 4), f32, "cpu")',
+        'v0 = buffer(200, 0, (3, 4), f32, "cpu")',
         "v1 = const(f32, 1.0)",
         "v2 = expand(v1, (3, 4), ())",
         "v3 = add(v0, v2)",

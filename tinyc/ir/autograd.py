@@ -183,7 +183,8 @@ def _slice_back(g: Node, shape: tuple[int, ...], slices: tuple[tuple[int, ...], 
         extent - 1 - max(start, end) if size else extent
         for extent, start, end, size in zip(shape, starts, ends, sizes)
     )
-    return b.pad(g, low, high, tuple(abs(step) - 1 if n > 1 else 0 for step, n in zip(steps, sizes)))
+    gaps = tuple(abs(step) - 1 if size > 1 else 0 for step, size in zip(steps, sizes))
+    return b.pad(g, low, high, gaps)
 
 
 def _pad(n: Node, g: Node, i: int) -> Node:

@@ -1,0 +1,286 @@
+"""Rules that find contractions in what the user wrote or what autograd built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tinyc.ir.node import Node, node
+from tinyc.ir.ops import Op
+from tinyc.ir.rewrite import Firing, by_op, rewrite, rule
+from tinyc.ir.simplify import RULES as SIMPLIFY_RULES
+
+Labels = tuple[int, ...]
+
+
+def lift(outputs: Sequence[Node], firings: list[Firing] | None = None) -> tuple[Node, ...]:
+    """Return outputs of equal value (but for rounding) in which contractions are CONTRACT nodes."""
+    return rewrite(outputs, _TABLE, firings)
+
+
+def _contract(src: Sequence[Node], la: Labels, lb: Labels, lo: Labels, like: Node) -> Node:
+    """A contraction with its labels renumbered by first appearance, as ``build`` has them."""
+    names: dict[int, int] = {}
+    attrs = tuple(
+        tuple(names.setdefault(label, len(names)) for label in labels) for labels in (la, lb, lo)
+    )
+    return node(Op.CONTRACT, tuple(src), attrs, like=like)
+
+
+def _reshape(x: Node, shape: tuple[int, ...], like: Node) -> Node:
+    return x if x.shape == shape else node(Op.RESHAPE, (x,), (shape,), like=like)
+
+
+def _expand(x: Node, shape: tuple[int, ...], axes: Labels, like: Node) -> Node:
+    return x if x.shape == shape else node(Op.EXPAND, (x,), (shape, axes), like=like)
+
+
+# Products that are summed.
+
+
+@rule(Op.REDUCE)
+def sum_of_product(n: Node) -> Node | None:
+    """sum(mul(expand a, expand b)) -> contract(a, b)    if each has axes that the other has not"""
+    kind, axes = n.attrs
+    product = n.src[0]
+    if kind != "sum" or product.op is not Op.MUL or not n.dtype.is_float:
+        return None
+    (a, la), (b, lb) = (_carried(operand) for operand in product.src)
+    wide = [axis for axis, size in enumerate(product.shape) if size != 1]
+    summed = {axis for axis in wide if axis in axes}
+    kept = tuple(axis for axis in wide if axis not in axes)
+    both, either = set(la) & set(lb), set(la) | set(lb)
+    if not summed or not summed <= both or not set(kept) <= either:
+        return None
+    if not set(la) - set(lb) or not set(lb) - set(la):
+        return None
+    y = _contract((a, b), la, lb, kept, n)
+    remaining = [axis for axis in range(len(product.shape)) if axis not in axes]
+    return _expand(y, n.shape, tuple(remaining.index(axis) for axis in kept), n)
+
+
+def _carried(x: Node) -> tuple[Node, Labels]:
+    """What an operand is without its repeated axes, and which axes of x those of the rest are."""
+    like, labels = x, tuple(range(len(x.shape)))
+    while x.op in (Op.PERMUTE, Op.EXPAND):
+        if x.op is Op.EXPAND:
+            labels = tuple(labels[axis] for axis in x.attrs[1])
+        else:
+            perm = x.attrs[0]
+            labels = tuple(labels[perm.index(axis)] for axis in range(len(perm)))
+        x = x.src[0]
+    real = [k for k, size in enumerate(x.shape) if size != 1]
+    x = _reshape(x, tuple(x.shape[k] for k in real), like)
+    return x, tuple(labels[k] for k in real)
+
+
+# Views around a contraction.
+
+
+@rule(Op.PERMUTE, sole=True)
+def permute_of_contract(n: Node) -> Node | None:
+    """permute(contract(a, b)) -> contract(a, b)    with its result's axes in that order"""
+    inner = n.src[0]
+    if inner.op is not Op.CONTRACT:
+        return None
+    la, lb, lo = inner.attrs
+    return _contract(inner.src, la, lb, tuple(lo[axis] for axis in n.attrs[0]), n)
+
+
+@rule(Op.CONTRACT)
+def contract_of_permute(n: Node) -> Node | None:
+    """contract(permute a, b) -> contract(a, b)    with the labels of a in that order"""
+    sources, labels = list(n.src), list(n.attrs)
+    for k, source in enumerate(n.src):
+        if source.op is Op.PERMUTE:
+            perm = source.attrs[0]
+            sources[k] = source.src[0]
+            labels[k] = tuple(labels[k][perm.index(axis)] for axis in range(len(perm)))
+    if tuple(sources) == n.src:
+        return None
+    return _contract(sources, labels[0], labels[1], labels[2], n)
+
+
+@rule(Op.CONTRACT)
+def contract_of_expand(n: Node) -> Node | None:
+    """contract(expand a, b) -> contract(a, b)    where what is repeated are batch axes of b"""
+    la, lb, lo = n.attrs
+    batch = {label for label in lo if label in la and label in lb}
+    sources, labels = list(n.src), [la, lb]
+    for k, x in enumerate(n.src):
+        if x.op is not Op.EXPAND:
+            continue
+        places = x.attrs[1]
+        real = [axis for s, axis in zip(x.src[0].shape, places) if s == x.shape[axis]]
+        gone = {label for axis, label in enumerate(labels[k]) if axis not in real} & batch
+        if gone:
+            sources[k], labels[k] = _drop(x, labels[k], gone, n)
+            batch -= gone
+    return None if labels == [la, lb] else _contract(sources, labels[0], labels[1], lo, n)
+
+
+def _drop(expand: Node, labels: Labels, gone: set[int], like: Node) -> tuple[Node, Labels]:
+    """An expand without those of its axes that have these labels, all of them repeated."""
+    x, places = expand.src[0], expand.attrs[1]
+    kept = [axis for axis, label in enumerate(labels) if label not in gone]
+    x = _reshape(x, tuple(s for s, axis in zip(x.shape, places) if axis in kept), like)
+    axes = tuple(kept.index(axis) for axis in places if axis in kept)
+    shape = tuple(expand.shape[axis] for axis in kept)
+    return _expand(x, shape, axes, like), tuple(labels[axis] for axis in kept)
+
+
+@rule(Op.REDUCE, sole=True)
+def sum_of_contract(n: Node) -> Node | None:
+    """sum(contract(a, b) over batch axes) -> contract(a, b)    with those contracted as well"""
+    kind, axes = n.attrs
+    inner = n.src[0]
+    if kind != "sum" or inner.op is not Op.CONTRACT:
+        return None
+    la, lb, lo = inner.attrs
+    if any(lo[axis] not in la or lo[axis] not in lb for axis in axes):
+        return None
+    kept = tuple(label for axis, label in enumerate(lo) if axis not in axes)
+    return _contract(inner.src, la, lb, kept, n)
+
+
+@rule(Op.SLICE, sole=True)
+def slice_of_contract(n: Node) -> Node | None:
+    """slice(contract(a, b)) -> contract(slice a, slice b)    computes what is read only"""
+    inner = n.src[0]
+    if inner.op is not Op.CONTRACT:
+        return None
+    la, lb, lo = inner.attrs
+    wanted = dict(zip(lo, zip(*n.attrs)))
+    a, b = (_slice_labels(source, labels, wanted, n) for source, labels in zip(inner.src, (la, lb)))
+    return _contract((a, b), la, lb, lo, n)
+
+
+def _slice_labels(
+    x: Node, labels: Labels, wanted: dict[int, tuple[int, int, int]], like: Node
+) -> Node:
+    spans = [wanted.get(label, (0, size, 1)) for label, size in zip(labels, x.shape)]
+    if spans == [(0, size, 1) for size in x.shape]:
+        return x
+    return node(Op.SLICE, (x,), tuple(zip(*spans)), like=like)
+
+
+# Input gradients of convolutions, and transposed convolutions.
+
+
+@rule(Op.FOLD)
+def fold_of_contract(n: Node) -> Node | None:
+    """fold(contract(g, w)) -> contract(window(pad g), flip w)
+
+    With stride s the taps k = s*t + r are split into t, which is contracted, and r, an axis of
+    the result that is then merged with the one folded to: out[s*q + r] = sum_t g[q-t] w[s*t+r].
+    """
+    axis, extent, stride, dilation = n.attrs
+    found = _merged_contract(n.src[0])
+    if found is None or (stride > 1 and dilation > 1):
+        return None
+    inner, groups = found
+    shape = n.src[0].shape
+    if len(groups[axis]) != 1 or len(groups[-1]) != 1:
+        return None
+    (place,), (tap,) = groups[axis], groups[-1]
+    sides = _sides(inner, place, tap)
+    if sides is None or _extent(inner, place) != shape[axis] or _extent(inner, tap) != shape[-1]:
+        return None
+    g, lg, w, lw = sides
+    steps, blocks = -(-shape[-1] // stride), -(-extent // stride)
+    w = _split_taps(w, lw.index(tap), steps, stride, n)
+    g = _window_padded(g, lg.index(place), blocks, steps, dilation, n)
+    residue = max(*lg, *lw) + 1
+    if stride > 1:
+        lw = (*lw[: lw.index(tap) + 1], residue, *lw[lw.index(tap) + 1 :])
+        groups[axis] = (place, residue)
+    groups = groups[:-1]
+    out = tuple(label for group in groups for label in group)
+    y = _contract((g, w), (*lg, tap), lw, out, n)
+    return _merge_axes(y, groups, n)
+
+
+def _merged_contract(x: Node) -> tuple[Node, list[Labels]] | None:
+    """A contraction below x and the labels that make up each axis of x.
+
+    Sees through what ``_merge_axes`` builds: adjacent axes merged, and cut at their end.
+    """
+    target = x
+    if x.op is Op.SLICE and not any(x.attrs[0]) and set(x.attrs[2]) <= {1}:
+        x = x.src[0]
+    merged = x.shape
+    if x.op is Op.RESHAPE:
+        x = x.src[0]
+    if x.op is not Op.CONTRACT or len(merged) != len(target.shape):
+        return None
+    groups: list[Labels] = []
+    labels, sizes = list(x.attrs[2]), list(x.shape)
+    for size in merged:
+        group = [labels.pop(0)] if labels else []
+        product = sizes.pop(0) if group else 1
+        while product < size and labels:
+            group.append(labels.pop(0))
+            product *= sizes.pop(0)
+        if product != size:
+            return None
+        groups.append(tuple(group))
+    return None if labels else (x, groups)
+
+
+def _extent(contract: Node, label: int) -> int:
+    return contract.shape[contract.attrs[2].index(label)]
+
+
+def _sides(contract: Node, place: int, tap: int) -> tuple[Node, Labels, Node, Labels] | None:
+    """The operands, the one with the place first, if the other alone has the tap."""
+    la, lb, _ = contract.attrs
+    a, b = contract.src
+    if place in la and place not in lb and tap in lb and tap not in la:
+        return a, la, b, lb
+    if place in lb and place not in la and tap in la and tap not in lb:
+        return b, lb, a, la
+    return None
+
+
+def _split_taps(w: Node, axis: int, steps: int, stride: int, like: Node) -> Node:
+    """Make axis k of w the axes (t, r) of k = stride*t + r, with t counted backwards."""
+    rank = len(w.shape)
+    if stride > 1:
+        none = (0,) * rank
+        more = tuple(steps * stride - w.shape[axis] if k == axis else 0 for k in range(rank))
+        w = node(Op.PAD, (w,), (none, more, none), like=like) if any(more) else w
+        shape = (*w.shape[:axis], steps, stride, *w.shape[axis + 1 :])
+        w = node(Op.RESHAPE, (w,), (shape,), like=like)
+    starts = tuple(steps - 1 if k == axis else 0 for k in range(len(w.shape)))
+    backwards = tuple(-1 if k == axis else 1 for k in range(len(w.shape)))
+    return node(Op.SLICE, (w,), (starts, w.shape, backwards), like=like)
+
+
+def _window_padded(g: Node, axis: int, blocks: int, steps: int, dilation: int, like: Node) -> Node:
+    """Window g so that place q and tap t (backwards) read g[q - t*dilation], zeros outside."""
+    rank = len(g.shape)
+    low = tuple((steps - 1) * dilation if k == axis else 0 for k in range(rank))
+    high = tuple(blocks - g.shape[axis] if k == axis else 0 for k in range(rank))
+    g = node(Op.PAD, (g,), (low, high, (0,) * rank), like=like)
+    return node(Op.WINDOW, (g,), (axis, steps, 1, dilation), like=like)
+
+
+def _merge_axes(y: Node, groups: Sequence[Labels], n: Node) -> Node:
+    sizes = iter(y.shape)
+    y = _reshape(y, tuple(math.prod(next(sizes) for _ in group) for group in groups), n)
+    if y.shape == n.shape:
+        return y
+    rank = len(n.shape)
+    return node(Op.SLICE, (y,), ((0,) * rank, n.shape, (1,) * rank), like=n)
+
+
+RULES = (
+    sum_of_product,
+    contract_of_permute,
+    contract_of_expand,
+    permute_of_contract,
+    sum_of_contract,
+    slice_of_contract,
+    fold_of_contract,
+)
+_TABLE = by_op((*RULES, *SIMPLIFY_RULES))
