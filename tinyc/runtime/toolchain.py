@@ -1,0 +1,430 @@
+"""From C source to a loaded library: finds the compiler, runs it, keeps what it made.
+
+Never fast-math: `-ffinite-math-only` makes `isnan(nan)` false, and a library linked with it turns
+denormals off in whoever loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinyc.diagnostics import CompileError, CompilerNotFound, Origin, format_origin, warn_once
+from tinyc.runtime.cache import DiskCache, disk_cache, make_key
+
+FLAGS = (
+    "-O2",
+    "-ftree-vectorize",
+    "-fno-trapping-math",
+    "-fwrapv",
+    "-ffp-contract=fast",
+    "-fopenmp-simd",
+    "-fPIC",
+    "-shared",
+    "-w",
+)
+# What only one family knows or needs. clang unrolls by itself until compiling takes four times
+# as long, for nothing.
+FAMILY_FLAGS = {
+    "gcc": ("-fvect-cost-model=dynamic",),
+    "clang": ("-fno-unroll-loops",),
+    "zig": ("-fno-unroll-loops", "-fno-sanitize=undefined"),
+}
+NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+LIBRARY = "program.so"
+SOURCE = "program.c"
+PROBE = "long tinyc_probe(void) { return 42; }\n"
+PROBE_SECONDS = 30.0
+COMPILE_SECONDS = 600.0
+
+Origins = Mapping[str, Sequence[Origin]]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler that was seen to work on this machine, and the flags it takes."""
+
+    command: tuple[str, ...]
+    family: str
+    version: str
+    native: tuple[str, ...]
+
+    def flags(self, libm: bool) -> tuple[str, ...]:
+        """The flags of a source that calls libm or does not.
+
+        gcc folds `sin(atan(x))` so that NaN gives 1 once errno is out of the way, so sources
+        that call libm keep it.
+        """
+        errno = () if libm else ("-fno-math-errno",)
+        return (*FLAGS, *FAMILY_FLAGS[self.family], *self.native, *errno)
+
+    def command_line(self, source: str, output: str, libm: bool) -> list[str]:
+        """The words that compile a file."""
+        library = ["-lm"] if libm else []
+        return [*self.command, *self.flags(libm), "-o", output, source, *library]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source to compile; `origins` names, for each kernel in it, the user's lines."""
+
+    source: str
+    libm: bool = False
+    origins: Origins = field(default_factory=dict)
+
+
+class _Broken(Exception):
+    """A candidate does not work; the text says why in a few words."""
+
+
+# Finding a compiler -------------------------------------------------------------------------
+
+
+def find_compiler() -> Compiler:
+    """Return $CC, cc, gcc, clang or zig's C compiler, the first that works.
+
+    Raises CompilerNotFound, which says what was tried and which command helps.
+    """
+    environment = (os.environ.get("CC", ""), os.environ.get("PATH", ""))
+    found = _find_compiler(environment, disk_cache())
+    if isinstance(found, str):
+        raise CompilerNotFound(found)
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def _find_compiler(environment: tuple[str, str], cache: DiskCache) -> Compiler | str:
+    tried: list[str] = []
+    for label, command in candidates(environment[0]):
+        try:
+            compiler = _known_or_probed(command, cache)
+        except _Broken as reason:
+            tried.append(f"{label}: {reason}")
+            continue
+        if tried and environment[0]:
+            using = shlex.join(compiler.command)
+            warn_once("CC", f"the compiler in {tried[0]}; using {using}")
+        return compiler
+    return "\n".join(
+        [
+            "no working C compiler; tried",
+            *(f"  {line}" for line in tried),
+            f"install one: {shlex.quote(sys.executable)} -m pip install ziglang",
+            "or compute with numpy: TINYC_DEVICE=numpy",
+        ]
+    )
+
+
+def candidates(cc: str) -> list[tuple[str, tuple[str, ...] | None]]:
+    """Return (label, command) of what may be a compiler; no command where a module is missing."""
+    chosen = [(f"$CC={cc}", tuple(shlex.split(cc)))] if cc.strip() else []
+    usual = [(name, (name,)) for name in ("cc", "gcc", "clang")]
+    return [*chosen, *usual, ("ziglang", zig_command())]
+
+
+def zig_command() -> tuple[str, ...] | None:
+    """Return the C compiler of the installed ziglang package."""
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    binary = Path(spec.submodule_search_locations[0]) / "zig"
+    return (str(binary), "cc")
+
+
+def _known_or_probed(command: tuple[str, ...] | None, cache: DiskCache) -> Compiler:
+    """Return the compiler of a command; only an unknown binary is run to see what it can do."""
+    if command is None:
+        raise _Broken("not installed")
+    path = shutil.which(command[0])
+    if path is None:
+        there = shutil.which(command[0], os.F_OK)
+        raise _Broken("not executable" if there else "not found")
+    info = os.stat(path)
+    stamp = f"{os.path.realpath(path)} {info.st_mtime_ns} {info.st_size} {info.st_ino}"
+    command = (path, *command[1:])
+    key = make_key("compiler", shlex.join(command), stamp, cpu_features(), *FLAGS)
+    entry = cache.get(key)
+    if entry is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return _compiler_from(json.loads((entry / "compiler.json").read_bytes()))
+    compiler = _probe(command, cache)
+    with contextlib.suppress(OSError):
+        cache.put(key, {"compiler.json": json.dumps(vars(compiler)).encode()})
+    return compiler
+
+
+def _compiler_from(data: dict) -> Compiler:
+    command, native = tuple(data["command"]), tuple(data["native"])
+    return Compiler(command, str(data["family"]), str(data["version"]), native)
+
+
+def _probe(command: tuple[str, ...], cache: DiskCache) -> Compiler:
+    """Ask a compiler for its version, then let it compile and run a function."""
+    status, output = _run([*command, "--version"], None, PROBE_SECONDS)
+    version = " ".join(output.split())
+    if status:
+        raise _Broken(_first_words(output) or f"exit status {status}")
+    family = _family(command, version)
+    reason = ""
+    with cache.workspace() as work:
+        (work / SOURCE).write_text(PROBE)
+        for native in NATIVE_FLAGS:
+            compiler = Compiler(command, family, version, native)
+            reason = _probe_flags(compiler, work)
+            if not reason:
+                return compiler
+    raise _Broken(reason)
+
+
+def _probe_flags(compiler: Compiler, work: Path) -> str:
+    """Return why a compiler does not work with its flags, or nothing."""
+    library = work / f"probe{len(compiler.native)}{compiler.native[-1:]}.so"
+    line = compiler.command_line(str(work / SOURCE), str(library), libm=False)
+    status, output = _run(line, work, PROBE_SECONDS)
+    if status:
+        return _first_words(output) or f"exit status {status}"
+    try:
+        probe = ctypes.CDLL(str(library)).tinyc_probe
+    except (OSError, AttributeError) as error:
+        return f"made no usable library: {_first_words(str(error))}"
+    return "" if probe() == 42 else "made a library that computes wrongly"
+
+
+def _family(command: tuple[str, ...], version: str) -> str:
+    if os.path.basename(command[0]).startswith("zig"):
+        return "zig"
+    return "clang" if "clang" in version.lower() else "gcc"
+
+
+def _first_words(text: str) -> str:
+    """Return the first line that says anything, cut to fit on one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [""])[0][:120]
+
+
+@functools.lru_cache(maxsize=1)
+def cpu_features() -> str:
+    """Return what native code depends on: the machine, its model and its features.
+
+    Code for another CPU dies of an illegal instruction, so this is part of every key.
+    """
+    return " ".join([platform.system(), platform.machine(), *_cpu_lines()])
+
+
+def _cpu_lines() -> list[str]:
+    wanted = ("flags", "Features", "model", "model name", "cpu family", "CPU part", "isa")
+    try:
+        with open("/proc/cpuinfo", "rb", buffering=0) as file:
+            first = file.read(1 << 14).decode(errors="replace").split("\n\n")[0]
+    except OSError:
+        return _sysctl_lines()
+    pairs = (line.partition(":") for line in first.splitlines())
+    return sorted(f"{a.strip()}={b.strip()}" for a, _, b in pairs if a.strip() in wanted)
+
+
+def _sysctl_lines() -> list[str]:
+    names = ["machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features"]
+    names += ["hw.optional"]
+    try:
+        done = subprocess.run(["sysctl", *names], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return sorted(done.stdout.splitlines())
+
+
+def float_lanes() -> int:
+    """Return how many f32 fit the widest vector register of this CPU."""
+    features = set(cpu_features().replace("=", " ").split())
+    if "avx512f" in features:
+        return 16
+    return 8 if {"avx2", "fma"} <= features or "AVX2" in features else 4
+
+
+# Compiling ----------------------------------------------------------------------------------
+
+
+def compile_library(source: str, *, libm: bool = False, origins: Origins | None = None) -> Path:
+    """Return the path of a shared library made from C source, from the cache where it is there.
+
+    `libm`: the source calls functions of libm. Raises CompileError, CompilerNotFound.
+    """
+    return compile_libraries([Unit(source, libm, origins or {})])[0]
+
+
+def compile_libraries(units: Sequence[Unit]) -> list[Path]:
+    """Compile several sources at once, each in a process of its own; see `compile_library`."""
+    compiler, cache = find_compiler(), disk_cache()
+    keys = [library_key(unit, compiler) for unit in units]
+    entries = [cache.get(key) for key in keys]
+    missing = [i for i, entry in enumerate(entries) if entry is None]
+    width = os.cpu_count() or 1
+    for start in range(0, len(missing), width):
+        wave = missing[start : start + width]
+        made = _compile_wave([(keys[i], units[i]) for i in wave], compiler, cache)
+        for i, entry in zip(wave, made):
+            entries[i] = entry
+    return [entry / LIBRARY for entry in entries if entry is not None]
+
+
+def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
+    """Compile and load a source; an entry that vanishes between the two is made again."""
+    for attempt in range(4):
+        path = compile_library(unit.source, libm=unit.libm, origins=unit.origins)
+        try:
+            return ctypes.CDLL(str(path)), path
+        except OSError as error:
+            problem = error
+            if attempt and path.exists():
+                break
+    hint = "TINYC_CACHE_DIR may name a folder where programs may be run"
+    raise CompileError(f"a compiled program can't be loaded: {problem}; {hint}")
+
+
+def library_key(unit: Unit, compiler: Compiler) -> str:
+    """Return the key of a unit: everything that its library depends on."""
+    flags = compiler.flags(unit.libm)
+    command = shlex.join(compiler.command)
+    return make_key("library", unit.source, *flags, command, compiler.version, cpu_features())
+
+
+def _compile_wave(
+    units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCache
+) -> list[Path]:
+    try:
+        return _compile_in(units, compiler, cache)
+    except OSError as error:
+        cache.fall_back(error)
+        return _compile_in(units, compiler, cache)
+
+
+def _compile_in(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCache) -> list[Path]:
+    """Compile units side by side and publish their libraries; OSError where the disk refuses."""
+    entries = []
+    with contextlib.ExitStack() as stack:
+        running = []
+        for key, unit in units:
+            work = stack.enter_context(cache.workspace())
+            (work / SOURCE).write_text(unit.source)
+            line = compiler.command_line(SOURCE, LIBRARY, unit.libm)
+            running.append((key, unit, work, line, stack.enter_context(_Process(line, work))))
+        for key, unit, work, line, process in running:
+            status, output = process.wait(COMPILE_SECONDS)
+            cache.stats.compiles += 1
+            if status or not (work / LIBRARY).is_file():
+                if shutil.disk_usage(work).free < 1 << 20:
+                    raise OSError(f"no space is left in {cache.root}")
+                raise CompileError(_explain(unit, line, status, output, cache, key))
+            entries.append(cache.publish(key, work, [LIBRARY, SOURCE]))
+    return entries
+
+
+def _explain(
+    unit: Unit, line: list[str], status: int, output: str, cache: DiskCache, key: str
+) -> str:
+    """Say what the compiler refused, where in the user's program it comes from, how to repeat."""
+    errors = [text for text in output.splitlines() if "error" in text] or output.splitlines()
+    first = errors[0].strip()[:300] if errors else f"exit status {status}"
+    kept = cache.root / "failed" / f"{key[:16]}.c"
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        kept.write_text(unit.source)
+    kernel = _kernel_at(unit, first)
+    named = {kernel: unit.origins[kernel]} if kernel else unit.origins
+    places = [
+        f"  {name}: " + ", ".join(format_origin(origin) for origin in list(lines)[:6])
+        for name, lines in list(named.items())[:5]
+    ]
+    command = [str(kept) if word == SOURCE else word for word in line]
+    command[command.index(LIBRARY)] = os.devnull
+    return "\n".join(
+        [
+            "the C compiler refused a generated program",
+            f"  {first}",
+            *(["made from", *places] if places else []),
+            f"source:  {kept}",
+            f"command: {shlex.join(command)}",
+        ]
+    )
+
+
+def _kernel_at(unit: Unit, error: str) -> str | None:
+    """Return the kernel whose text holds the line that an error message names."""
+    parts = error.split(":")
+    if len(parts) < 3 or not parts[1].isdigit():
+        return None
+    for text in reversed(unit.source.splitlines()[: int(parts[1])]):
+        for name in unit.origins:
+            if name in text:
+                return name
+    return None
+
+
+class _Process:
+    """A running compiler in a process group of its own, killed if its block is left early."""
+
+    def __init__(self, line: list[str], work: Path | None) -> None:
+        self._line = line
+        environment = {**os.environ, "LC_ALL": "C"}
+        if work is not None:
+            environment["TMPDIR"] = str(work)
+        with _interrupts_held():
+            self._process = subprocess.Popen(
+                line,
+                cwd=work,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def wait(self, seconds: float) -> tuple[int, str]:
+        """Return exit status and output; a process that hangs is ended and says so."""
+        try:
+            output, _ = self._process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return -1, f"no answer within {seconds:g} seconds"
+        return self._process.returncode, output.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Put Ctrl-C off, so that a process that was started is known before the block is left."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(line: list[str], work: Path | None, seconds: float) -> tuple[int, str]:
+    try:
+        with _Process(line, work) as process:
+            return process.wait(seconds)
+    except OSError as error:
+        return -1, str(error.strerror)
