@@ -29,7 +29,7 @@ from tinyc.ir.dtype import (
     weak_promote,
 )
 from tinyc.ir.node import Node, node
-from tinyc.ir.ops import Op, Shape, describe_type, fail
+from tinyc.ir.ops import OPS, Op, Shape, describe_type, fail
 
 Operand = Node | bool | int | float
 
@@ -132,7 +132,7 @@ def _merged(a: Shape, b: Shape) -> Shape | None:
 def _no_broadcast(name: str, nodes: Sequence[Node], a: Shape, b: Shape) -> NoReturn:
     axis = next(i for i in range(-1, -len(a) - 1, -1) if a[i] != b[i] and 1 not in (a[i], b[i]))
     fail(ShapeError, name, "shapes do not broadcast", nodes,
-         f"axis {axis} is {a[axis]} and {b[axis]}; sizes are equal or 1, counted from the last axis",
+         f"axis {axis} is {a[axis]} and {b[axis]}; sizes are equal or 1, counted from the end",
          "reshape, unsqueeze or transpose an operand")
 
 
@@ -149,7 +149,7 @@ def _broadcast(x: Node, shape: Shape) -> Node:
     if x.shape == shape:
         return x
     ndim = len(shape)
-    return expand_axes(x, shape, tuple(range(ndim - len(x.shape), ndim)))
+    return _expanded(x, shape, tuple(range(ndim - len(x.shape), ndim)))
 
 
 # What an arithmetic op does to two bools, as in PyTorch.
@@ -443,13 +443,18 @@ def expand(x: Node, shape: Sequence[int]) -> Node:
 
 def expand_axes(x: Node, shape: Shape, axes: tuple[int, ...]) -> Node:
     """x repeated to `shape`, source axis i becoming axis axes[i] (ascending); the rest is new."""
+    if x.op is Op.EXPAND:  # the merged node could not tell what is wrong with this step
+        OPS[Op.EXPAND].infer((x,), (shape, axes))
+    return _expanded(x, shape, axes)
+
+
+def _expanded(x: Node, shape: Shape, axes: tuple[int, ...]) -> Node:
     if x.shape == shape:
         return x
-    if x.op is Op.EXPAND and len(axes) == len(x.shape):
-        inner = node(Op.EXPAND, (x,), (shape, axes))  # checked against what the caller sees
-        axes = tuple([axes[a] for a in x.attrs[1]])
-        x = x.src[0]
-        return x if x.shape == inner.shape else node(Op.EXPAND, (x,), (shape, axes))
+    if x.op is Op.EXPAND:
+        x, axes = x.src[0], tuple([axes[a] for a in x.attrs[1]])
+        if x.shape == shape:
+            return x
     return node(Op.EXPAND, (x,), (shape, axes))
 
 
@@ -541,7 +546,7 @@ def reduce_(
     for axis in axes:
         shape[axis] = 1
     kept = tuple([i for i in range(len(shape)) if i not in axes])
-    return expand_axes(out, tuple(shape), kept)
+    return _expanded(out, tuple(shape), kept)
 
 
 def sum_(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:

@@ -118,7 +118,7 @@ def _ufunc(fn: Callable[..., np.ndarray]) -> Row:
 
 
 def _int_division(fn: Callable[..., np.ndarray]) -> Row:
-    """Floor division or its remainder; for integers numpy already gives 0 where b is 0."""
+    """Floor division or its remainder; of an integer and 0 it is 0."""
 
     def row(n: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if n.dtype.kind == "f":
@@ -129,16 +129,14 @@ def _int_division(fn: Callable[..., np.ndarray]) -> Row:
     return row
 
 
-def _shift_right(n: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """numpy's shift, with counts out of range made the largest one, which leaves the sign."""
-    count = np.where((b < 0) | (b >= n.dtype.bits), n.dtype.bits - 1, b).astype(b.dtype)
-    out = np.asarray(np.right_shift(a, count), n.dtype.np)
-    return np.where((b < 0) | (b >= n.dtype.bits), 0, out) if n.dtype.kind == "u" else out
-
-
 def _shift_left(n: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inside = (b >= 0) & (b < n.dtype.bits)
-    return np.where(inside, np.left_shift(a, np.where(inside, b, 0)), 0)
+    return np.where(inside, a << np.where(inside, b, 0), 0)
+
+
+def _shift_right(n: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    inside = (b >= 0) & (b < n.dtype.bits)
+    return np.where(inside, a >> np.where(inside, b, 0), -(a < 0).astype(a.dtype))
 
 
 def _erf(n: Node, x: np.ndarray) -> np.ndarray:

@@ -251,17 +251,25 @@ def _infer_permute(srcs: Sequence[Node], attrs: tuple) -> Typed:
     return tuple([x.shape[p] for p in perm]), x.dtype
 
 
+def _bad_axes(srcs: Sequence[Node], attrs: tuple) -> NoReturn:
+    fail(AxisError, "expand", f"{attrs[1]} does not place the axes in {attrs[0]}", srcs,
+         "one output axis for each source axis, ascending")
+
+
 def _infer_expand(srcs: Sequence[Node], attrs: tuple) -> Typed:
     (x,), (shape, axes) = srcs, attrs
-    if len(axes) != len(x.shape) or any(a >= b for a, b in pairwise(axes)):
-        fail(AxisError, "expand", f"{axes} does not place the axes", srcs,
-             "one output axis for each source axis, ascending")
+    last = -1
+    for axis in axes:
+        if axis <= last or axis >= len(shape):
+            _bad_axes(srcs, attrs)
+        last = axis
+    if len(axes) != len(x.shape):
+        _bad_axes(srcs, attrs)
     for n, axis in zip(x.shape, axes):
-        check_axis("expand", axis, len(shape), srcs)
         if n != shape[axis] and n != 1:
             fail(ShapeError, "expand", f"cannot become [{','.join(map(str, shape))}]", srcs,
                  f"an axis keeps its size or grows from 1, and axis {axis} has {n}")
-    if any(n < 0 for n in shape):
+    if shape and min(shape) < 0:
         fail(ShapeError, "expand", f"negative size in {shape}", srcs, "sizes are not negative")
     return shape, x.dtype
 
