@@ -1,0 +1,216 @@
+"""Examines what tinyc needs and could use on this machine, and says what would mend the rest."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from tinyc import config
+from tinyc.diagnostics import CompileError, paint
+from tinyc.version import __version__
+
+State = Literal["good", "absent", "bad"]
+
+SIGNS: dict[str, tuple[str, str]] = {
+    "good": ("ok", "green"),
+    "absent": ("--", "grey"),
+    "bad": ("!!", "red"),
+}
+# Vector extensions worth a word, as Linux and macOS spell them.
+FEATURES = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "asimd", "sve", "AVX2", "NEON")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; ``fix`` is the command that mends it."""
+
+    section: str
+    name: str
+    state: State
+    text: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Return what was found, section by section."""
+    found: list[Finding] = []
+    for section in (software, compiler, processor, devices, cache, extras, switches):
+        with warnings.catch_warnings():  # what would be warned about is a finding
+            warnings.simplefilter("ignore")
+            found += section()
+    return found
+
+
+def render(findings: list[Finding]) -> str:
+    """Return the findings as text, coloured on a terminal."""
+    lines: list[str] = []
+    width = max(len(f.name) for f in findings)
+    section = ""
+    for f in findings:
+        if f.section != section:
+            section = f.section
+            lines += ["", section]
+        sign, colour = SIGNS[f.state]
+        lines.append(f"  {paint(sign, colour, sys.stdout)} {f.name.ljust(width)}  {f.text}")
+        if f.fix:
+            lines.append(f"     {' ' * width}  fix: {f.fix}")
+    bad = sum(f.state == "bad" for f in findings)
+    lines += ["", f"problems: {bad}" if bad else "everything that training needs is here"]
+    return "\n".join(lines).lstrip("\n")
+
+
+def pip_install(package: str) -> str:
+    """Return the command that installs a package into this interpreter's environment."""
+    return f"{sys.executable} -m pip install '{package}'"
+
+
+def version_of(module: str) -> str | None:
+    """Return the version of an installed distribution, None where it is absent."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return None
+
+
+def software() -> list[Finding]:
+    """Return the versions of tinyc, Python and what tinyc requires."""
+    section = "software"
+    python = f"{platform.python_version()} ({sys.executable})"
+    found = [
+        Finding(section, "tinyc", "good", __version__),
+        Finding(section, "python", "good", python),
+        Finding(section, "system", "good", f"{platform.system()} {platform.machine()}"),
+    ]
+    for name in ("numpy", "networkx", "safetensors"):
+        version = version_of(name)
+        fix = "" if version else pip_install(name)
+        found.append(
+            Finding(section, name, "good" if version else "bad", version or "absent", fix)
+        )
+    return found
+
+
+def compiler() -> list[Finding]:
+    """Return which C compiler is used and whether what it makes can be loaded and is right."""
+    from tinyc.runtime.toolchain import Unit, find_compiler, load_library
+
+    section = "C compiler"
+    try:
+        found = find_compiler()
+    except CompileError as error:
+        tried = "; ".join(line.strip() for line in str(error).splitlines()[1:-2])
+        text = f"none works ({tried})"
+        return [Finding(section, "compiler", "bad", text, pip_install("ziglang"))]
+    lines = [
+        Finding(section, "compiler", "good", " ".join(found.command)),
+        Finding(section, "version", "good", found.version.partition(" Copyright")[0]),
+        Finding(section, "flags", "good", " ".join(found.flags(libm=False))),
+    ]
+    try:
+        library, _ = load_library(Unit("double tinyc_half(double x) { return x / 2; }\n"))
+        half = library.tinyc_half
+        half.restype, half.argtypes = ctypes.c_double, [ctypes.c_double]
+        right = half(5e-324 * 4) == 5e-324 * 2
+    except CompileError as error:
+        text = str(error).splitlines()[0]
+        return [*lines, Finding(section, "result", "bad", text, "TINYC_CACHE_DIR=another/folder")]
+    text = "compiles, loads, keeps denormal numbers" if right else "loses denormal numbers"
+    fix = "" if right else "CC=another-compiler"
+    return [*lines, Finding(section, "result", "good" if right else "bad", text, fix)]
+
+
+def processor() -> list[Finding]:
+    """Return what the code generator knows of the CPU."""
+    from tinyc.runtime.toolchain import cpu_features, float_lanes
+
+    section = "processor"
+    words = set(cpu_features().replace("=", " ").split())
+    known = [name for name in FEATURES if name in words]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = config.current().threads or cores
+    vectors = f"{float_lanes()} f32 numbers ({', '.join(known) or 'no extension known here'})"
+    return [
+        Finding(section, "cores", "good", f"{cores} usable, {threads} threads used"),
+        Finding(section, "vectors", "good", vectors),
+    ]
+
+
+def devices() -> list[Finding]:
+    """Return which devices can be chosen."""
+    from tinyc.runtime.toolchain import find_compiler
+
+    section = "devices"
+    current = config.current().device
+    found = [Finding(section, "numpy", "good", "computes every graph, slowly, without a compiler")]
+    try:
+        find_compiler()
+        found.append(Finding(section, "cpu", "good", "generated C on a pool of threads"))
+    except CompileError:
+        found.append(Finding(section, "cpu", "bad", "needs a C compiler", pip_install("ziglang")))
+    for name, package, extra in (("opencl", "pyopencl", "opencl"), ("cuda", "pycuda", "cuda")):
+        if importlib.util.find_spec(f"tinyc.runtime.{name}") is None:
+            found.append(Finding(section, name, "absent", "not part of this version"))
+            continue
+        version = version_of(package)
+        fix = "" if version else pip_install(f"tinyc[{extra}]")
+        text = f"{package} {version}" if version else f"{package} is not installed"
+        found.append(Finding(section, name, "good" if version else "absent", text, fix))
+    return [*found, Finding(section, "in use", "good", current)]
+
+
+def cache() -> list[Finding]:
+    """Return where compiled programs are kept and whether that works."""
+    from tinyc.runtime.cache import configured_root, disk_cache
+
+    section = "cache"
+    summary = disk_cache().summary()
+    wanted, used = str(configured_root().absolute()), str(summary["root"])
+    size = f"{summary['entries']} programs, {int(summary['bytes']) / 2**20:.1f} MiB"
+    found = []
+    if used == wanted:
+        found.append(Finding(section, "folder", "good", used))
+    else:
+        fix = f"mkdir -p {wanted} && chmod 700 {wanted}, or TINYC_CACHE_DIR=another/folder"
+        text = f"{wanted} can't be used, so programs are compiled again in each process"
+        found.append(Finding(section, "folder", "bad", text, fix))
+    return [*found, Finding(section, "content", "good", f"{size} (`tinyc cache --clear` empties)")]
+
+
+def extras() -> list[Finding]:
+    """Return which optional packages are here, and what they would add."""
+    uses = {
+        "tqdm": ("progress bars of the examples", "tinyc[examples]"),
+        "matplotlib": ("pictures of loss curves", "tinyc[examples]"),
+        "torch": ("the tests that compare with PyTorch", "tinyc[oracle]"),
+        "ziglang": ("a C compiler where there is none", "tinyc[cc]"),
+    }
+    found = []
+    for name, (use, extra) in uses.items():
+        version = version_of(name)
+        text = f"{version or 'absent'}: {use}"
+        fix = "" if version else pip_install(extra)
+        found.append(Finding("extras", name, "good" if version else "absent", text, fix))
+    return found
+
+
+def switches() -> list[Finding]:
+    """Return the value of every switch and where it comes from."""
+    found = []
+    for spec in fields(config.Settings):
+        value = getattr(config.current(), spec.name)
+        if spec.name == "debug":
+            value = value.level
+        elif isinstance(value, bool):
+            value = int(value)
+        name = config.environment_name(spec.name)
+        text = f"{value!s:8} ({config.source(spec.name)}) {spec.metadata['doc']}"
+        found.append(Finding("switches", name, "good", text))
+    return found
