@@ -1,0 +1,181 @@
+"""Flat arenas: parameters side by side in one tensor, and their state in others laid out alike.
+
+One elementwise update of an arena is one kernel, whatever the number of parameters. Each
+parameter begins on a cache line; the gaps hold zeros, and every update rule keeps them zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tinyc.tensor import Tensor
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+class Piece:
+    """A parameter's place in a segment: elements ``start`` to ``stop``, and its group index."""
+
+    def __init__(self, param: Tensor, index: int, start: int) -> None:
+        self.param = param
+        self.index = index
+        self.start = start
+        self.stop = start + param.numel()
+
+
+class Segment:
+    """Parameters that lie in one stretch of a flat tensor, with gaps of less than a cache line.
+
+    ``base`` is the flat tensor, ``begin`` the element of it where the segment begins, ``size`` its
+    length. A state tensor of the segment is flat with this length.
+    """
+
+    def __init__(self, base: Tensor, begin: int) -> None:
+        self.base = base
+        self.begin = begin
+        self.pieces: list[Piece] = []
+        self.state: dict[str, Tensor] = {}
+
+    @property
+    def size(self) -> int:
+        """Elements from the first piece's start to the last one's end."""
+        return self.pieces[-1].stop
+
+    def add(self, param: Tensor, index: int, begin: int) -> None:
+        """Append a parameter that lies at element ``begin`` of the base."""
+        self.pieces.append(Piece(param, index, begin - self.begin))
+
+    def add_state(self, name: str) -> None:
+        """Make a state of zeros with the segment's layout."""
+        dtype = self.base.dtype.np
+        self.state[name] = Tensor(np.zeros(self.size, dtype), device=self.base.device)
+
+
+def _padded(param: Tensor) -> int:
+    """Return the elements that a parameter takes with the gap after it."""
+    step = ALIGNMENT // param.dtype.itemsize
+    return -(-param.numel() // step) * step
+
+
+def arrange(params: Sequence[Tensor]) -> list[Segment]:
+    """Return segments that hold the parameters, moving those that lie in no arena into new ones.
+
+    There is one new arena for each dtype and device. A parameter of an older optimizer stays
+    where it is; neighbours there share a segment.
+    """
+    loose: dict[tuple[object, object], list[Tensor]] = {}
+    for param in params:
+        if param.alias is None:
+            loose.setdefault((param.dtype, param.device), []).append(param)
+    for together in loose.values():
+        _move(together)
+    segments: list[Segment] = []
+    index_of = {id(param): index for index, param in enumerate(params)}
+    for param in sorted(params, key=_place):
+        base, begin = param.alias
+        if not segments or not _continues(segments[-1], base, begin):
+            segments.append(Segment(base, begin))
+        segments[-1].add(param, index_of[id(param)], begin)
+    return segments
+
+
+def _place(param: Tensor) -> tuple[int, int]:
+    base, begin = param.alias
+    return base.uid, begin
+
+
+def _continues(segment: Segment, base: Tensor, begin: int) -> bool:
+    last = segment.pieces[-1].param
+    return segment.base is base and begin == last.alias[1] + _padded(last)
+
+
+def _move(params: list[Tensor]) -> None:
+    """Move parameters into one new flat tensor; their handles become views of it."""
+    begins = np.cumsum([0, *map(_padded, params)])
+    values = np.zeros(int(begins[-1]), params[0].dtype.np)
+    for param, begin in zip(params, begins):
+        values[begin : begin + param.numel()] = param.numpy().ravel()
+    base = Tensor(values, device=params[0].device)
+    for param, begin in zip(params, begins):
+        param.become_alias(base, int(begin))
+
+
+class Run:
+    """Neighbouring pieces of a segment that are updated together: elements ``start:stop``."""
+
+    def __init__(self, segment: Segment, pieces: list[Piece]) -> None:
+        self.segment = segment
+        self.pieces = pieces
+        self.start = pieces[0].start
+        self.stop = pieces[-1].stop
+
+    def gradient(self) -> Tensor:
+        """Return the gradients as one flat tensor, with zeros in the gaps."""
+        parts: list[Tensor] = []
+        end = self.start
+        for piece in self.pieces:
+            if piece.start > end:
+                parts.append(self._zeros(piece.start - end))
+            parts.append(piece.param.grad.reshape(-1).to(self.segment.base.dtype))
+            end = piece.stop
+        return parts[0] if len(parts) == 1 else Tensor.cat(parts)
+
+    def _zeros(self, size: int) -> Tensor:
+        base = self.segment.base
+        return Tensor.zeros(size, dtype=base.dtype, device=base.device)
+
+    def read(self, name: str) -> Tensor:
+        """Return the run's part of a state."""
+        return _region(self.segment.state[name], self.start, self.stop)
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Assign to the run's part of a state."""
+        _assign(self.segment.state[name], self.start, self.stop, value)
+
+    def read_params(self) -> Tensor:
+        """Return the parameters of the run as one flat tensor."""
+        begin = self.segment.begin
+        return _region(self.segment.base, begin + self.start, begin + self.stop)
+
+    def write_params(self, value: Tensor) -> None:
+        """Assign to all parameters of the run."""
+        begin = self.segment.begin
+        _assign(self.segment.base, begin + self.start, begin + self.stop, value)
+
+
+def _region(flat: Tensor, start: int, stop: int) -> Tensor:
+    return flat if (start, stop) == (0, flat.numel()) else flat[start:stop]
+
+
+def _assign(flat: Tensor, start: int, stop: int, value: Tensor) -> None:
+    if (start, stop) == (0, flat.numel()):
+        flat.assign(value)
+    else:
+        flat[start:stop] = value
+
+
+def runs(segment: Segment, classes: Sequence[int]) -> Iterator[Run]:
+    """Yield the longest runs of pieces that have gradients and one update history.
+
+    ``classes[index]`` tells histories apart. Raises RuntimeError for a parameter that was moved
+    since the arena was made.
+    """
+    together: list[Piece] = []
+    for piece in segment.pieces:
+        alias = piece.param.alias
+        if alias is None or alias[0] is not segment.base:
+            raise RuntimeError(
+                f"optimizer: the parameter of shape {tuple(piece.param.shape)} was moved to other "
+                "memory or another dtype after the optimizer was made; make the optimizer after "
+                "model.to(...)"
+            )
+        fits = together and classes[together[-1].index] == classes[piece.index]
+        if together and (piece.param.grad is None or not fits):
+            yield Run(segment, together)
+            together = []
+        if piece.param.grad is not None:
+            together.append(piece)
+    if together:
+        yield Run(segment, together)
