@@ -6,12 +6,15 @@ An array access is (storage, affine index): shapes and strides are gone at this 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Union
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Union
 
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.ops import Op
+
+if TYPE_CHECKING:
+    from tinyc.ir.plan import Buf
 
 
 @dataclass(eq=False)
@@ -43,12 +46,37 @@ class Const:
     dtype: DType
 
 
+@dataclass(frozen=True)
+class Within:
+    """lo <= index < hi and index % step == 0, as a bool: the guard of a pad."""
+
+    index: Affine
+    lo: int
+    hi: int
+    step: int
+    dtype: DType
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """An element of a stage's buffer: a load before it is known where the buffer lives."""
+
+    buf: "Buf"
+    index: tuple[Affine, ...]
+    guard: tuple[Within, ...] = ()
+
+    @property
+    def dtype(self) -> DType:
+        return self.buf.dtype
+
+
 @dataclass(frozen=True, eq=False)
 class Load:
-    """storage[index]."""
+    """storage[index] where the guard holds, else zero; nothing is read outside the guard."""
 
     storage: Storage
     index: Affine
+    guard: tuple[Within, ...] = ()
 
     @property
     def dtype(self) -> DType:
@@ -60,17 +88,6 @@ class Index:
     """The value of an index expression, as a number."""
 
     index: Affine
-    dtype: DType
-
-
-@dataclass(frozen=True, eq=False)
-class Within:
-    """lo <= index < hi and index % step == 0, as a bool: the guard of a pad."""
-
-    index: Affine
-    lo: int
-    hi: int
-    step: int
     dtype: DType
 
 
@@ -93,7 +110,7 @@ class Check:
     dtype: DType
 
 
-Expr = Union[Const, Load, Index, Within, Apply, Check]
+Expr = Union[Const, Read, Load, Index, Within, Apply, Check]
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -102,8 +119,17 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         return expr.args
     if isinstance(expr, Check):
         return (expr.value,)
-    if isinstance(expr, (Load, Index, Within)):
-        return tuple(expr.index.data())
+    return tuple(e for index in indices(expr) for e in index.data())
+
+
+def indices(expr: Expr) -> tuple[Affine, ...]:
+    """The index expressions of a node, its guards' included."""
+    if isinstance(expr, Read):
+        return expr.index + tuple(g.index for g in expr.guard)
+    if isinstance(expr, Load):
+        return (expr.index,) + tuple(g.index for g in expr.guard)
+    if isinstance(expr, (Index, Within)):
+        return (expr.index,)
     return ()
 
 
@@ -130,14 +156,20 @@ def rewrite(root: Expr, leaf: Callable[[Expr], Expr], index: Callable[[Affine], 
 
 
 def _rebuild(expr: Expr, memo: Mapping[int, Expr], index: Callable[[Affine], Affine]) -> Expr:
+    def fresh(a: Affine) -> Affine:
+        return index(a.map_data(lambda e: memo[id(e)]))
+
     if isinstance(expr, Apply):
         args = tuple(memo[id(a)] for a in expr.args)
         return expr if args == expr.args else replace(expr, args=args)
     if isinstance(expr, Check):
         return replace(expr, value=memo[id(expr.value)])
-    if isinstance(expr, (Load, Index, Within)):
-        fresh = index(expr.index.map_data(lambda e: memo[id(e)]))
-        return expr if fresh == expr.index else replace(expr, index=fresh)
+    if isinstance(expr, (Index, Within)):
+        return replace(expr, index=fresh(expr.index))
+    if isinstance(expr, (Read, Load)):
+        guard = tuple(replace(g, index=fresh(g.index)) for g in expr.guard)
+        at = tuple(map(fresh, expr.index)) if isinstance(expr, Read) else fresh(expr.index)
+        return replace(expr, index=at, guard=guard)
     return expr
 
 
@@ -146,12 +178,17 @@ def substitute(root: Expr, mapping: Mapping[Var, Affine]) -> Expr:
     return rewrite(root, lambda e: e, lambda a: a.substitute(mapping))
 
 
+def substitute_index(index: Affine, mapping: Mapping[Var, Affine]) -> Affine:
+    """An index with variables replaced, inside its data-dependent parts too."""
+    return index.map_data(lambda e: substitute(e, mapping)).substitute(mapping)
+
+
 def free_vars(root: Expr) -> frozenset[Var]:
     """The loop variables that an expression depends on."""
     found: set[Var] = set()
     for expr in walk(root):
-        if isinstance(expr, (Load, Index, Within)):
-            found |= expr.index.free_vars()
+        for index in indices(expr):
+            found |= index.free_vars()
     return frozenset(found)
 
 
@@ -183,12 +220,15 @@ class Alloc:
 
 @dataclass(frozen=True, eq=False)
 class For:
-    """A loop over 0..var.extent. kind: serial, simd (no order between iterations), unroll, or
-    chunk: the part of the range that belongs to the chunk of the kernel that runs."""
+    """A loop over 0 <= var < extent, and var < limit if there is one.
+
+    kind: serial; simd (iterations in any order); chunk (the share of the running chunk).
+    """
 
     var: Var
     body: tuple["Stmt", ...]
     kind: str = "serial"
+    limit: Affine | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,9 +243,7 @@ class If:
 class Contraction:
     """A contraction that no recipe has scheduled yet.
 
-    For every rows x cols point: total = sum over `depth` of a * b; then `tile` holds the total and
-    `body` (the epilogue) runs. With `carry`, totals are added to that storage instead and body is
-    empty: outer loops go on with the reduction.
+    For every point of rows x cols: tile[0] = sum over `depth` of a * b, then `body` runs.
     """
 
     rows: tuple[Var, ...]
@@ -215,28 +253,27 @@ class Contraction:
     b: Load
     tile: Storage
     body: tuple["Stmt", ...]
-    carry: Store | None = None
     note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class MicroKernel:
-    """tile[i, j] = sum over depth of a[row_i + depth offset] * b[depth, j]: the register tile.
+    """tile[i, j] = sum over depth of a[row first + i, depth] * b[depth, j]: the register tile.
 
-    Rows first, first+1, ... of the collapsed `rows` (clamped at the end) are read from `a`;
-    `b` is a panel of shape (depth, width) whose rows are `b_stride` apart.
+    `a` is read at `row` (a variable over all rows; beyond the last row, the last is read again);
+    `b` is a panel whose rows, one for each point of `depth`, are `b_stride` elements apart.
     """
 
     tile: Storage
-    tile_rows: int
+    height: int
     width: int
-    rows: tuple[Var, ...]
+    lanes: int
+    row: Var
     first: Affine
-    a: Load
     depth: tuple[Var, ...]
+    a: Load
     b: Load
     b_stride: int
-    lanes: int
 
 
 Stmt = Union[Store, Alloc, For, If, Contraction, MicroKernel]
@@ -250,8 +287,6 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         yield stmt
         if isinstance(stmt, (For, If, Contraction)):
             stack.extend(reversed(stmt.body))
-            if isinstance(stmt, Contraction) and stmt.carry is not None:
-                stack.append(stmt.carry)
 
 
 def transform(body: tuple[Stmt, ...], fn: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
@@ -268,10 +303,11 @@ def transform(body: tuple[Stmt, ...], fn: Callable[[Stmt], tuple[Stmt, ...]]) ->
 def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     """A statement (and all below it) with free variables replaced."""
     if isinstance(stmt, Store):
-        return replace(stmt, index=stmt.index.substitute(mapping),
+        return replace(stmt, index=substitute_index(stmt.index, mapping),
                        value=substitute(stmt.value, mapping))
     if isinstance(stmt, For):
-        return replace(stmt, body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
+        limit = None if stmt.limit is None else stmt.limit.substitute(mapping)
+        return replace(stmt, limit=limit, body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
     if isinstance(stmt, If):
         return If(substitute(stmt.cond, mapping),
                   tuple(substitute_stmt(s, mapping) for s in stmt.body))
@@ -279,9 +315,8 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
         return replace(stmt, first=stmt.first.substitute(mapping), a=substitute(stmt.a, mapping),
                        b=substitute(stmt.b, mapping))
     if isinstance(stmt, Contraction):
-        carry = None if stmt.carry is None else substitute_stmt(stmt.carry, mapping)
         return replace(stmt, a=substitute(stmt.a, mapping), b=substitute(stmt.b, mapping),
-                       carry=carry, body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
+                       body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
     return stmt
 
 
@@ -292,13 +327,16 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
 class LoopKernel:
     """One kernel: `body` runs once per chunk (in any order, on any worker), `finish` once after.
 
-    `span` is the variable whose range the chunks divide; None: one chunk.
+    Loops of kind "chunk" cover the share of the chunk that runs; `chunk` is its number.
     """
 
     name: str
     body: tuple[Stmt, ...]
-    finish: tuple[Stmt, ...] = ()
-    span: Var | None = None
-    chunks: int = 1
-    grain: int = 1
-    scratch: list[Storage] = field(default_factory=list)
+    finish: tuple[Stmt, ...]
+    chunk: Var
+    members: tuple[str, ...] = ()
+    origins: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def chunks(self) -> int:
+        return self.chunk.extent

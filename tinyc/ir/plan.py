@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Union
 
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Expr, LoopKernel, Storage
+from tinyc.ir.loop import Expr, LoopKernel, Read, Storage
 from tinyc.ir.node import Node
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ class Buf:
         return flat
 
 
-@dataclass(frozen=True, eq=False)
-class Read:
-    """An element of a buffer, before it is known where the buffer lives."""
-
-    buf: Buf
-    index: tuple[Affine, ...]
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a dense array, in elements."""
+    strides, step = [], 1
+    for d in reversed(shape):
+        strides.append(step)
+        step *= d
+    return tuple(reversed(strides))
 
 
 @dataclass(eq=False)
@@ -67,6 +68,7 @@ class Stage:
     reads: list[Read]
     members: tuple[Node, ...]
     target: tuple[Affine, ...] = ()
+    producers: list["Stage"] = field(default_factory=list)
     after: list["Stage"] = field(default_factory=list)
     hoist: Var | None = None
 
@@ -237,6 +239,7 @@ class Plan:
     leaves: tuple[Node, ...]
     stages: list[Stage]
     nests: list[Nest] = field(default_factory=list)
+    mapping: dict[Stage, dict[Var, Var]] = field(default_factory=dict)
     storages: list[Storage] = field(default_factory=list)
     kernels: list[LoopKernel] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)

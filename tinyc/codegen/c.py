@@ -1,0 +1,295 @@
+"""Loop IR -> GNU C: the register tile in vector types, helpers, and one function for a program.
+
+The text needs no header. `tinyc_step(bufs, arena, rt)` runs every kernel in order; a kernel with
+several chunks is handed to `rt->par`, which runs them on the worker threads and waits for all.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinyc.codegen import mathfn
+from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
+from tinyc.ir.loop import LoopKernel, MicroKernel, Storage
+
+RUNTIME = """\
+typedef struct {
+  void (*par)(void (*)(void *, long, long), void *, long);
+  long (*now)(void);
+  long nthreads;
+  char *scratch;
+  long scratch_stride;
+  long *status;
+  long *times;
+} tinyc_rt;
+typedef struct { void **p; const tinyc_rt *rt; } tc_task;
+"""
+
+HELPERS = {
+    "min": "static inline long tc_min(long a, long b) { return a < b ? a : b; }",
+    "check": """\
+static inline long tc_check(long v, long bound, long site, long *status) {
+  if (__builtin_expect((unsigned long)v >= (unsigned long)bound, 0)) {
+    status[0] = site; status[1] = v; return 0;
+  }
+  return v;
+}""",
+}
+
+
+class CRenderer(Renderer):
+    """GNU C for CPUs."""
+
+    def kernel(self, kernel: LoopKernel) -> KernelText:
+        """Render one kernel."""
+        scope = CScope(self, kernel)
+        body = scope.block(kernel.body, 1)
+        finish = scope.block(kernel.finish, 1)
+        scratch = [(s, at) for s, (_, at) in scope.scratch.items()]
+        return KernelText(list(scope.params), scratch, "\n".join([*scope.tile_lines(), *body]),
+                          "\n".join(finish), scope.scratch_size)
+
+
+@dataclass
+class CScope(Scope):
+    """Names of one kernel in C."""
+
+    def tile_lines(self) -> list[str]:
+        return [f"  {TYPES[s.dtype.name]} {name}[{s.size}] __attribute__((aligned(64)));"
+                for s, name in self.locals.items() if s.role == "tile"]
+
+    def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
+        """Offsets of the rows, then a call of the shared register tile."""
+        dtype = stmt.tile.dtype.name
+        key = (dtype, stmt.height, stmt.lanes, stmt.width)
+        self.owner.tiles[key] = None
+        levels = merged_levels(stmt)
+        zero = {v: 0 for v in stmt.depth}
+        base = stmt.a.index.substitute(zero)
+        row = self.var(stmt.row)
+        last = stmt.row.extent - 1
+        self.temporaries += 1
+        offsets = f"o{self.temporaries}"
+        self.owner.helpers["min"] = None
+        lines = [
+            f"{pad}long {offsets}[{stmt.height}];",
+            f"{pad}for (long r = 0; r < {stmt.height}; r++) {{",
+            f"{pad}  const long {row} = tc_min({self.index(stmt.first)} + r, {last});",
+            f"{pad}  {offsets}[r] = {self.index(base)};",
+            f"{pad}}}",
+        ]
+        outer, inner = levels[:-3], levels[-3:]
+        inner = [(1, 0)] * (3 - len(inner)) + inner
+        sizes = ", ".join(str(n) for n, _ in inner)
+        steps = ", ".join(str(s) for _, s in inner)
+        a, b = self.storage(stmt.a.storage), self.storage(stmt.b.storage)
+        call = (f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}({sizes}, {steps}, "
+                f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
+                f"{self.storage(stmt.tile)}, {{more}});")
+        if not outer:
+            return [*lines, pad + call.format(at="", bt="", more="0")]
+        return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]
+
+    def outer_levels(self, call: str, outer: list[tuple[int, int]], inner: list[tuple[int, int]],
+                     b_stride: int, pad: str) -> list[str]:
+        """Loops around the register tile for a depth that has more than three levels."""
+        below = b_stride
+        for n, _ in inner:
+            below *= n
+        names = [f"d{self.temporaries}_{k}" for k in range(len(outer))]
+        count = "0"
+        for name, (n, _) in zip(names, outer):
+            count = f"(({count}) * {n} + {name})"
+        at = " + " + " + ".join(f"{s} * {name}" for name, (_, s) in zip(names, outer))
+        loops = " ".join(f"for (long {name} = 0; {name} < {n}; {name}++)"
+                         for name, (n, _) in zip(names, outer))
+        return [f"{pad}{loops}", pad + "  " + call.format(at=at, bt=f" + {below} * {count}",
+                                                         more=f"{count} > 0")]
+
+
+def merged_levels(stmt: MicroKernel) -> list[tuple[int, int]]:
+    """(extent, stride in `a`) of the depth, neighbours that step evenly made one."""
+    levels: list[tuple[int, int]] = []
+    for v in stmt.depth:
+        step = stmt.a.index.coeff(v)
+        if levels and levels[-1][1] == step * v.extent:
+            levels[-1] = (levels[-1][0] * v.extent, step)
+        else:
+            levels.append((v.extent, step))
+    return levels or [(1, 0)]
+
+
+def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
+    """The register tile: height x (width / lanes) vector accumulators kept in registers."""
+    t, vectors = TYPES[dtype], width // lanes
+    size = lanes * (8 if dtype == "f64" else 4)
+    v = f"tc_v{lanes}{dtype}"
+    rows, cols = range(height), range(vectors)
+    lines = [
+        f"typedef {t} {v} __attribute__((vector_size({size})));",
+        f"typedef {t} {v}u __attribute__((vector_size({size}), aligned({size // lanes}), "
+        "may_alias));",
+        f"static __attribute__((noinline)) void tc_tile_{dtype}_{height}x{width}_{lanes}(",
+        "    long n2, long n1, long n0, long s2, long s1, long s0,",
+        f"    const {t} *a, const long *row, const {t} *b, long step, {t} *restrict tile, "
+        "long more) {",
+        "  " + v + " " + ", ".join(f"c{i}_{j} = {{0}}" for i in rows for j in cols) + ";",
+        "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
+        "  for (long k2 = 0; k2 < n2; k2++)",
+        "    for (long k1 = 0; k1 < n1; k1++) {",
+        "      long o = k2 * s2 + k1 * s1;",
+        "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+        "        " + " ".join(f"{v} b{j} = *(const {v}u *)(b + {j * lanes}); TC_PIN(b{j});"
+                              for j in cols),
+    ]
+    for i in rows:
+        lines.append(f"        {{ const {t} x = a{i}[o]; "
+                     + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
+    lines += ["      }", "    }", "  if (more) {"]
+    lines += [f"    c{i}_{j} += *({v}u *)(tile + {i * width + j * lanes});"
+              for i in rows for j in cols]
+    lines.append("  }")
+    lines += [f"  *({v}u *)(tile + {i * width + j * lanes}) = c{i}_{j};"
+              for i in rows for j in cols]
+    return "\n".join([*lines, "}"])
+
+
+PIN = """\
+#if defined(__x86_64__)
+#define TC_PIN(x) __asm__("" : "+x"(x))
+#else
+#define TC_PIN(x)
+#endif
+"""
+
+
+def helper(name: str) -> str:
+    """The text of a helper function by its name, `<what>_<dtype>[_<source dtype>]`."""
+    if name in HELPERS:
+        return HELPERS[name]
+    what, *types = name.split("_")
+    t = TYPES[types[0]]
+    if what == "max":
+        nan = " || a != a" if types[0] in ("f32", "f64") else ""
+        return (f"static inline {t} tc_{name}({t} a, {t} b) "
+                f"{{ return a > b{nan} ? a : b; }}")
+    if what == "to":
+        return conversion(name, types[0], types[1])
+    if what == "bitcast":
+        out = TYPES[types[1]]
+        return (f"static inline {out} tc_{name}({t} a) {{ {out} r; "
+                "__builtin_memcpy(&r, &a, sizeof r); return r; }")
+    return INTEGER[what].format(name=name, t=t, bits=BITS[types[0]]) if types[0][0] in "ibu" \
+        else FLOAT[what].format(name=name, t=t, f="f" if types[0] == "f32" else "")
+
+
+BITS = {"bool": 8, "u8": 8, "i8": 8, "u16": 16, "i16": 16, "u32": 32, "i32": 32, "u64": 64,
+        "i64": 64}
+
+INTEGER = {
+    "idiv": "static inline {t} tc_{name}({t} a, {t} b) {{ if (b == 0) return 0; "
+            "if (b == ({t})-1 && ({t})-1 < 0) return -a; "
+            "{t} q = a / b; return q - ((a % b != 0) & ((a < 0) != (b < 0))); }}",
+    "mod": "static inline {t} tc_{name}({t} a, {t} b) {{ if (b == 0) return 0; "
+           "if (b == ({t})-1 && ({t})-1 < 0) return 0; "
+           "{t} r = a % b; return r + ((r != 0) & ((r < 0) != (b < 0)) ? b : 0); }}",
+    "pow": "static inline {t} tc_{name}({t} a, {t} b) {{ {t} r = 1; "
+           "if (b < 0) return a == 1 ? 1 : a == ({t})-1 ? (b & 1 ? a : 1) : 0; "
+           "for (; b; b >>= 1) {{ if (b & 1) r *= a; a *= a; }} return r; }}",
+    "shl": "static inline {t} tc_{name}({t} a, {t} b) "
+           "{{ return (unsigned long)b < {bits} ? ({t})(a << b) : 0; }}",
+    "shr": "static inline {t} tc_{name}({t} a, {t} b) "
+           "{{ return (unsigned long)b < {bits} ? ({t})(a >> b) : a < 0 ? ({t})-1 : 0; }}",
+    "floor": "static inline {t} tc_{name}({t} a) {{ return a; }}",
+}
+
+FLOAT = {
+    "idiv": "static inline {t} tc_{name}({t} a, {t} b) {{ return __builtin_floor{f}(a / b); }}",
+    "mod": "static inline {t} tc_{name}({t} a, {t} b) {{ {t} r = __builtin_fmod{f}(a, b); "
+           "return r != 0 && (r < 0) != (b < 0) ? r + b : r; }}",
+}
+
+
+def conversion(name: str, out: str, source: str) -> str:
+    """Float to integer: truncation; what does not fit gives the lowest integer, as on x86."""
+    t, s = TYPES[out], TYPES[source]
+    return f"static inline {t} tc_{name}({s} a) {{ return ({t})a; }}"
+
+
+# -- a program -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a program and what belongs to it."""
+
+    text: str
+    libm: bool
+    scratch_size: int
+    kernels: tuple[str, ...]
+
+
+def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
+    """One C file that runs `kernels` in order; `slots` are the arguments in order."""
+    renderer = CRenderer()
+    texts = [renderer.kernel(k) for k in kernels]
+    functions: dict[str, str] = {}
+    known: dict[tuple[str, str], str] = {}
+    names = [define(k.name, t, functions, known) for k, t in zip(kernels, texts)]
+    step = entry(kernels, texts, names, {s: i for i, s in enumerate(slots)})
+    used = list(renderer.functions)
+    parts = [RUNTIME, PIN if renderer.tiles else "", mathfn.prelude(used),
+             *(helper(h) for h in renderer.helpers), *(tile_function(*k) for k in renderer.tiles),
+             *functions.values(), step]
+    libm = any(mathfn.MATH[f].libm for f in used) or "fmod" in "".join(renderer.helpers)
+    return Source("\n\n".join(p for p in parts if p) + "\n", libm,
+                  max((t.scratch_size for t in texts), default=0),
+                  tuple(functions[n] for n, _ in names))
+
+
+def define(name: str, text: KernelText, functions: dict[str, str],
+           known_by_text: dict[tuple[str, str], str]) -> tuple[str, bool]:
+    """Add a kernel's function unless one with the same text is there; (its name, has finish)."""
+    head = "(void *task, long chunk, long worker) "
+    body = head + function_text(text, text.body)
+    finish = head + function_text(text, text.finish) if text.finish else ""
+    known = known_by_text.setdefault((body, finish), name)
+    if known == name:
+        functions[name] = f"static void {name}{body}" + (
+            f"\nstatic void {name}_end{finish}" if finish else "")
+    return known, bool(text.finish)
+
+
+def function_text(text: KernelText, body: str) -> str:
+    """The braces of a kernel function: its pointers, then its statements."""
+    lines = ["{", "  void **p = ((tc_task *)task)->p;",
+             "  const tinyc_rt *rt = ((tc_task *)task)->rt;",
+             "  char *scratch = rt->scratch + worker * rt->scratch_stride;",
+             "  long *status = rt->status;", "  (void)p, (void)scratch, (void)status, (void)chunk;"]
+    for i, s in enumerate(text.storages):
+        t = TYPES[s.dtype.name]
+        lines.append(f"  {t} *restrict a{i} = ({t} *)p[{i}];")
+    for i, (s, at) in enumerate(text.scratch):
+        t = TYPES[s.dtype.name]
+        lines.append(f"  {t} *restrict s{i} = ({t} *)(scratch + {at});")
+    return "\n".join([*lines, body, "}"])
+
+
+def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
+          names: Sequence[tuple[str, bool]], slots: dict[Storage, int]) -> str:
+    """tinyc_step: every kernel with its pointers, in order."""
+    lines = ["long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {",
+             "  if (rt->times) rt->times[0] = rt->now();"]
+    for i, (kernel, text, (name, ends)) in enumerate(zip(kernels, texts, names)):
+        pointers = ", ".join(
+            f"bufs[{slots[s]}]" if s.role == "slot" else f"arena + {s.offset}"
+            for s in text.storages)
+        lines.append(f"  {{ void *p[] = {{ {pointers or '0'} }}; tc_task t = {{ p, rt }};")
+        if kernel.chunks > 1:
+            lines.append(f"    rt->par({name}, &t, {kernel.chunks});")
+        else:
+            lines.append(f"    {name}(&t, 0, 0);")
+        if ends:
+            lines.append(f"    {name}_end(&t, 0, 0);")
+        lines.append(f"    if (rt->times) rt->times[{i + 1}] = rt->now(); }}")
+    return "\n".join([*lines, "  return 0;", "}"])

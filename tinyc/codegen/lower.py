@@ -1,0 +1,335 @@
+"""Loop trees -> loop IR: addresses, accumulators, private sums of chunks, contraction statements."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tinyc.codegen.contract import grid_chunks
+from tinyc.ir.dtype import DType
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import (
+    Alloc, Const, Contraction, Expr, For, Load, LoopKernel, Read, Stmt, Storage, Store,
+    rewrite,
+)
+from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, row_major, stages_of
+from tinyc.schedule.cost import elements, stage_work
+from tinyc.schedule.fuse import contraction_sides, outer_variables
+
+
+@dataclass
+class Lowering:
+    """One nest on its way to a kernel: names of shared loops, accumulators, the chunk's number."""
+
+    plan: Plan
+    nest: Nest
+    target: Target
+    chunk: Var
+    mapping: dict[Stage, dict[Var, Affine]] = field(default_factory=dict)
+    accumulators: dict[Stage, Buf] = field(default_factory=dict)
+    partial: dict[Stage, "PrivateBuf"] = field(default_factory=dict)
+
+    def rename(self, stage: Stage) -> dict[Var, Affine]:
+        found = self.mapping.get(stage)
+        if found is None:
+            names = self.plan.mapping[stage]
+            found = self.mapping[stage] = {v: Affine.of(u) for v, u in names.items()}
+        return found
+
+
+def lower_nest(plan: Plan, nest: Nest, target: Target) -> LoopKernel:
+    """The unscheduled loops of one kernel."""
+    stages = nest.stages()
+    chunks = chunk_count(nest, stages, target)
+    low = Lowering(plan, nest, target, Var("chunk", chunks))
+    body: list[Stmt] = []
+    for stage in stages:
+        if stage.kind == "scatter":
+            body.append(clear(stage))
+    for tree in nest.body:
+        body.extend(lower_tree(low, tree, (), root=True))
+    finish: list[Stmt] = []
+    if chunks > 1:
+        for stage in nest.private:
+            finish.extend(combine(low, stage))
+    for tree in nest.finish:
+        finish.extend(lower_tree(low, tree, (), root=False))
+    members = tuple(s.name for s in stages)
+    origins = tuple(dict.fromkeys(s.node.origin for s in stages if s.node.origin))
+    return LoopKernel(kernel_name(nest, stages), tuple(body), tuple(finish), low.chunk,
+                      members, origins)
+
+
+def kernel_name(nest: Nest, stages: list[Stage]) -> str:
+    """k<number>_<what it does>, from the heaviest members."""
+    kinds = dict.fromkeys(
+        s.node.op.name.lower() for s in sorted(stages, key=stage_work, reverse=True))
+    return f"k{nest.number}_" + "_".join(list(kinds)[:3])
+
+
+def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
+    """Chunks depend on shapes and the target alone, so results never depend on threads."""
+    root = nest.body[0]
+    if any(s.kind == "scatter" for s in stages):
+        return 1
+    if not isinstance(root, Loop):
+        return grid_chunks(root.stage, target) if root.stage.kind == "contract" else 1
+    work = sum(stage_work(s) for t in nest.body for s in stages_of(t))
+    private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private)
+    limit = target.chunks if not private else max(1, (4 << 20) // private)
+    return max(1, min(target.chunks, limit, root.var.extent, 2 * work // target.serial_work))
+
+
+# -- trees ---------------------------------------------------------------------------------------
+
+
+def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) -> list[Stmt]:
+    if isinstance(tree, Leaf):
+        return lower_leaf(low, tree, around)
+    begun = [s for s in stages_of(tree) if begins_here(low, s, tree, around)]
+    before: list[Stmt] = []
+    after: list[Stmt] = []
+    for stage in begun:
+        start, end = accumulator(low, stage, around, root)
+        before += start
+        after += end
+    body: list[Stmt] = []
+    for child in tree.body:
+        body.extend(lower_tree(low, child, (*around, tree), root=False))
+    kind = "chunk" if root and low.chunk.extent > 1 else "serial"
+    return [*before, For(tree.var, tuple(body), kind), *after]
+
+
+def begins_here(low: Lowering, stage: Stage, loop: Loop, around: tuple[Loop, ...]) -> bool:
+    """True if `loop` is the outermost loop over which the stage reduces."""
+    if stage.kind in ("map", "scatter") or stage.kind == "contract" and (
+            stage.hoist is None or stage.hoist not in stage.red):
+        return False
+    mine = {low.plan.mapping[stage].get(v, v) for v in stage.red}
+    return loop.var in mine and all(o.var not in mine for o in around)
+
+
+def identity(kind: str, dtype: DType) -> Const:
+    """The neutral element of a reduction."""
+    if kind != "max":
+        return Const(dtype.np.type(0).item(), dtype)
+    if dtype.kind == "f":
+        return Const(float("-inf"), dtype)
+    import numpy as np
+
+    lowest = False if dtype.kind == "b" else int(np.iinfo(dtype.np).min)
+    return Const(lowest, dtype)
+
+
+def accumulator(low: Lowering, stage: Stage, around: tuple[Loop, ...],
+                root: bool) -> tuple[list[Stmt], list[Stmt]]:
+    """(statements before, statements after) the reduction's outermost loop; picks its storage."""
+    done = {loop.var for loop in around}
+    names = low.rename(stage)
+    open_axes = [v for v in stage.axes
+                 if v.extent > 1 and names.get(v, Affine.of(v)).as_var() not in done]
+    home = private_buf(low, stage) if root and stage in low.nest.private else stage.buf
+    zero = identity(stage.kind, stage.dtype)
+    idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
+    if open_axes:
+        low.accumulators[stage] = home
+        init: Stmt = Store(home.storage, home.address(idx), zero)
+        for v in reversed(open_axes):
+            init = For(v, (init,))
+        return [init], []
+    if home.storage.role == "register":
+        low.accumulators[stage] = home
+        return [Alloc(home.storage), Store(home.storage, Affine.const_of(0), zero)], []
+    register = Storage(f"acc{stage.number}", 1, stage.dtype, "register")
+    low.accumulators[stage] = Buf(register, stage.buf.shape, (0,) * len(stage.axes))
+    end = Store(home.storage, home.address(idx), Load(register, Affine.const_of(0)))
+    return [Alloc(register), Store(register, Affine.const_of(0), zero)], [end]
+
+
+def private_buf(low: Lowering, stage: Stage) -> Buf:
+    """Where the running chunk keeps its own sums; the value itself if there is one chunk."""
+    if low.chunk.extent == 1:
+        return stage.buf
+    if stage not in low.partial:
+        low.partial[stage] = partials(low, stage)
+    return low.partial[stage]
+
+
+def partials(low: Lowering, stage: Stage) -> PrivateBuf:
+    """(chunks, *shape) partial results in the arena; the leading index is the chunk's number."""
+    shape = tuple(v.extent for v in stage.axes)
+    size = elements(stage.axes)
+    storage = Storage(f"{stage.buf.storage.name}_part{stage.number}", size * low.chunk.extent,
+                      stage.dtype, "arena")
+    low.plan.storages.append(storage)
+    return PrivateBuf(storage, shape, row_major(shape), 0, low.chunk, size)
+
+
+@dataclass(eq=False)
+class PrivateBuf(Buf):
+    """A buffer with one copy for each chunk."""
+
+    chunk: Var = field(default=Var("chunk", 1))
+    size: int = 0
+
+    def address(self, index: tuple[Affine, ...]) -> Affine:
+        """The element's address in the copy of the running chunk."""
+        return super().address(index) + Affine.of(self.chunk) * self.size
+
+
+def combine(low: Lowering, stage: Stage) -> list[Stmt]:
+    """value = partial[0] (+) partial[1] (+) ...: in order, so the same bits on every run."""
+    part = low.partial[stage]
+    each = Var(f"c{stage.number}", low.chunk.extent - 1)
+    axes = [Var(f"p{stage.number}_{d}", v.extent) for d, v in enumerate(stage.axes)]
+    idx = tuple(Affine.of(v) for v in axes)
+    flat = Buf.address(part, idx)
+    register = Storage(f"sum{stage.number}", 1, stage.dtype, "register")
+    zero = Affine.const_of(0)
+    kind = "max" if stage.kind == "max" else "sum"
+    first = Load(part.storage, flat)
+    rest = Load(part.storage, flat + (Affine.of(each) + 1) * part.size)
+    body: list[Stmt] = [
+        Alloc(register), Store(register, zero, first),
+        For(each, (Store(register, zero, rest, kind),)),
+        Store(stage.buf.storage, stage.buf.address(idx), Load(register, zero)),
+    ]
+    for v in reversed(axes):
+        body = [For(v, tuple(body))] if v.extent > 1 else body
+    return body
+
+
+# -- leaves --------------------------------------------------------------------------------------
+
+
+def lower_leaf(low: Lowering, leaf: Leaf, around: tuple[Loop, ...]) -> list[Stmt]:
+    stage = leaf.stage
+    names = low.rename(stage)
+    note = note_of(stage)
+    if stage.kind == "contract":
+        return [contraction(low, leaf)]
+    value = concrete(stage.expr, names)
+    if stage.kind == "scatter":
+        return scatter(low, stage, value, names, note)
+    idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
+    if stage.kind == "map":
+        return [*declare(stage), Store(stage.buf.storage, stage.buf.address(idx), value, None, note)]
+    home = low.accumulators.get(stage)
+    if home is None:
+        home = low.accumulators[stage] = stage.buf
+        zero = identity(stage.kind, stage.dtype)
+        return [*declare(stage), Store(home.storage, home.address(idx), first_term(
+            stage, value, zero), None, note)]
+    return [Store(home.storage, home.address(idx), value, stage.kind, note)]
+
+
+def first_term(stage: Stage, value: Expr, zero: Const) -> Expr:
+    """A reduction over axes of extent 1 has one term; over an empty axis it has none."""
+    return value if elements(stage.red) else zero
+
+
+def declare(stage: Stage) -> list[Stmt]:
+    return [Alloc(stage.buf.storage)] if stage.buf.storage.role == "register" else []
+
+
+def note_of(stage: Stage) -> str:
+    origin = stage.node.origin
+    return f"{stage.name}" + (f" {origin[0].rsplit('/', 1)[-1]}:{origin[1]}" if origin else "")
+
+
+def concrete(expr: Expr, names: dict[Var, Affine]) -> Expr:
+    """Reads become loads, loop variables get their shared names."""
+    def leaf(e: Expr) -> Expr:
+        if isinstance(e, Read):
+            return Load(e.buf.storage, e.buf.address(e.index), e.guard)
+        return e
+
+    return rewrite(expr, leaf, lambda a: a.substitute(names))
+
+
+def scatter(low: Lowering, stage: Stage, value: Expr, names: dict[Var, Affine],
+            note: str) -> list[Stmt]:
+    at = stage.buf.address(tuple(concrete_index(i, names) for i in stage.target))
+    return [Store(stage.buf.storage, at, value, "sum", note)]
+
+
+def clear(stage: Stage) -> Stmt:
+    """Zero the whole target before anything is added to it."""
+    axes = tuple(Var(f"z{stage.number}_{d}", n) for d, n in enumerate(stage.buf.shape))
+    address = stage.buf.address(tuple(Affine.of(v) for v in axes))
+    stmt: Stmt = Store(stage.buf.storage, address, identity("sum", stage.dtype))
+    for v in reversed(axes):
+        stmt = For(v, (stmt,)) if v.extent != 1 else stmt
+    return stmt
+
+
+def concrete_index(index: Affine, names: dict[Var, Affine]) -> Affine:
+    return index.map_data(lambda e: concrete(e, names)).substitute(names)
+
+
+def contraction(low: Lowering, leaf: Leaf) -> Contraction:
+    """A contraction with its epilogue, rows and columns chosen."""
+    stage = leaf.stage
+    names = low.rename(stage)
+    rows, cols, _, depth = contraction_sides(stage)
+    first, second = stage.expr.args
+    if rows_come_second(stage, rows):
+        rows, cols, first, second = cols, rows, second, first
+    tile = Storage(f"tile{stage.number}", 1, stage.dtype, "tile")
+    idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
+    value = Load(tile, Affine.const_of(0))
+    body: list[Stmt] = []
+    if stage.hoist is not None and stage.hoist in stage.red:
+        home = low.accumulators[stage]
+        body.append(Store(home.storage, home.address(idx), value, "sum", note_of(stage)))
+    elif stage.buf.storage.role != "register":
+        body.append(Store(stage.buf.storage, stage.buf.address(idx), value, None, note_of(stage)))
+    for e in leaf.epilogue:
+        body.extend(epilogue(low, leaf, e, tile))
+    a, b = concrete(first, names), concrete(second, names)
+    assert isinstance(a, Load) and isinstance(b, Load)
+    return Contraction(shown(rows), shown(cols), shown(depth), a, b, tile, tuple(body),
+                       note_of(stage))
+
+
+def shown(variables: list[Var]) -> tuple[Var, ...]:
+    return tuple(v for v in variables if v.extent > 1)
+
+
+def rows_come_second(stage: Stage, left: list[Var]) -> bool:
+    """Columns are vectors: never the windowed operand; else the side of the last output axis."""
+    first, second = stage.expr.args
+    if windowed(first) != windowed(second):
+        return windowed(second)
+    last = next((v for v in reversed(stage.axes) if v.extent > 1), None)
+    return last in left
+
+
+def windowed(read: Read) -> bool:
+    return any(len(i.free_vars()) > 1 for i in read.index)
+
+
+def epilogue(low: Lowering, leaf: Leaf, stage: Stage, tile: Storage) -> list[Stmt]:
+    """One member of an epilogue, in the variables of the contraction."""
+    names = dict(low.rename(stage))
+    group = {leaf.stage.buf: leaf.stage, **{e.buf: e for e in leaf.epilogue}}
+    for read in stage.reads:
+        producer = group.get(read.buf)
+        if producer is None or producer is stage:
+            continue
+        theirs = low.mapping[producer]
+        for i, axis in zip(read.index, producer.axes):
+            v = i.as_var()
+            if v is not None and v not in names:
+                names[v] = Affine.of(axis).substitute(theirs)
+    low.mapping[stage] = names
+
+    def leaf_value(e: Expr) -> Expr:
+        if isinstance(e, Read) and e.buf is leaf.stage.buf:
+            return Load(tile, Affine.const_of(0))
+        if isinstance(e, Read):
+            return Load(e.buf.storage, e.buf.address(e.index), e.guard)
+        return e
+
+    value = rewrite(stage.expr, leaf_value, lambda a: a.substitute(names))
+    idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
+    return [*declare(stage), Store(stage.buf.storage, stage.buf.address(idx), value, None,
+                                   note_of(stage))]

@@ -1,0 +1,286 @@
+"""Loop IR -> C-like text: one walk over a kernel, shared by all targets that speak a kind of C.
+
+Names are given in order of first use, so kernels that do the same have the same text.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from tinyc.ir.dtype import DType
+from tinyc.ir.index import Affine, Data, FloorDiv, Mod, Var
+from tinyc.ir.loop import (
+    Alloc, Apply, Check, Const, Expr, For, If, Index, Load, LoopKernel, MicroKernel, Stmt, Storage,
+    Store, Within, children, walk,
+)
+from tinyc.ir.ops import Op
+
+TYPES = {"bool": "unsigned char", "u8": "unsigned char", "i8": "signed char", "i16": "short",
+         "u16": "unsigned short", "i32": "int", "u32": "unsigned int", "i64": "long",
+         "u64": "unsigned long", "f32": "float", "f64": "double"}
+
+INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: "==",
+         Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
+
+LONGEST_TEXT = 160
+
+
+@dataclass
+class KernelText:
+    """What rendering a kernel gives: its parameters in order, its text, what it used."""
+
+    storages: list[Storage]
+    scratch: list[tuple[Storage, int]]
+    body: str
+    finish: str
+    scratch_size: int
+
+
+@dataclass
+class Renderer:
+    """Text of one program: kernels, and the functions that they call."""
+
+    functions: dict[tuple[Op, str], None] = field(default_factory=dict)
+    helpers: dict[str, None] = field(default_factory=dict)
+    tiles: dict[tuple[str, int, int, int], None] = field(default_factory=dict)
+
+
+@dataclass
+class Scope:
+    """Names of one kernel."""
+
+    owner: Renderer
+    kernel: LoopKernel
+    params: dict[Storage, str] = field(default_factory=dict)
+    scratch: dict[Storage, tuple[str, int]] = field(default_factory=dict)
+    locals: dict[Storage, str] = field(default_factory=dict)
+    variables: dict[Var, str] = field(default_factory=dict)
+    scratch_size: int = 0
+    temporaries: int = 0
+
+    # -- names -----------------------------------------------------------------------------------
+
+    def storage(self, s: Storage) -> str:
+        if s.role in ("slot", "arena"):
+            return self.params.setdefault(s, f"a{len(self.params)}")
+        if s.role == "scratch":
+            if s not in self.scratch:
+                self.scratch[s] = (f"s{len(self.scratch)}", self.scratch_size)
+                self.scratch_size += -(-s.nbytes // 64) * 64
+            return self.scratch[s][0]
+        return self.locals.setdefault(s, f"{'v' if s.size > 1 else 'r'}{len(self.locals)}")
+
+    def var(self, v: Var) -> str:
+        if v is self.kernel.chunk:
+            return "chunk"
+        return self.variables.setdefault(v, f"i{len(self.variables)}")
+
+    # -- statements ------------------------------------------------------------------------------
+
+    def block(self, body: tuple[Stmt, ...], depth: int) -> list[str]:
+        return [line for stmt in body for line in self.statement(stmt, depth)]
+
+    def statement(self, stmt: Stmt, depth: int) -> list[str]:
+        pad = "  " * depth
+        if isinstance(stmt, Store):
+            return self.store(stmt, pad)
+        if isinstance(stmt, For):
+            return self.loop(stmt, depth)
+        if isinstance(stmt, Alloc):
+            return [pad + self.declaration(stmt.storage)]
+        if isinstance(stmt, If):
+            lines: list[str] = []
+            cond = self.expression(stmt.cond, lines, pad)
+            return [*lines, f"{pad}if ({cond}) {{", *self.block(stmt.body, depth + 1), pad + "}"]
+        if isinstance(stmt, MicroKernel):
+            return self.micro_kernel(stmt, pad)
+        raise AssertionError(f"not scheduled: {type(stmt).__name__}")
+
+    def declaration(self, s: Storage) -> str:
+        name, ctype = self.storage(s), TYPES[s.dtype.name]
+        if s.size == 1:
+            return f"{ctype} {name};"
+        return f"{ctype} {name}[{s.size}] __attribute__((aligned(64)));"
+
+    def loop(self, stmt: For, depth: int) -> list[str]:
+        pad = "  " * depth
+        v, n = self.var(stmt.var), stmt.var.extent
+        start, stop = "0", str(n)
+        if stmt.kind.startswith("chunk"):
+            chunks = self.kernel.chunks
+            start, stop = f"chunk * {n}L / {chunks}", f"(chunk + 1) * {n}L / {chunks}"
+        elif stmt.limit is not None:
+            self.owner.helpers["min"] = None
+            stop = f"tc_min({n}, {self.index(stmt.limit)})"
+        lines = [f"{pad}#pragma omp simd"] if stmt.kind.endswith("simd") else []
+        lines.append(f"{pad}for (long {v} = {start}; {v} < {stop}; {v}++) {{")
+        return [*lines, *self.block(stmt.body, depth + 1), pad + "}"]
+
+    def store(self, stmt: Store, pad: str) -> list[str]:
+        lines: list[str] = []
+        value = self.expression(stmt.value, lines, pad)
+        where = self.element(stmt.storage, stmt.index, lines, pad)
+        note = f"  // {stmt.note}" if stmt.note else ""
+        if stmt.accumulate == "sum":
+            if stmt.storage.dtype.kind == "b":
+                return [*lines, f"{pad}{where} |= {value};{note}"]
+            return [*lines, f"{pad}{where} += {value};{note}"]
+        if stmt.accumulate == "max":
+            return [*lines, f"{pad}{where} = {self.maximum(where, value, stmt.storage.dtype)};{note}"]
+        return [*lines, f"{pad}{where} = {value};{note}"]
+
+    def element(self, s: Storage, index: Affine, lines: list[str], pad: str) -> str:
+        if s.role in ("register",) and s.size == 1:
+            return self.storage(s)
+        return f"{self.storage(s)}[{self.index(index, lines, pad)}]"
+
+    def maximum(self, a: str, b: str, dtype: DType) -> str:
+        name = f"max_{dtype.name}"
+        self.owner.helpers[name] = None
+        return f"tc_{name}({b}, {a})"
+
+    def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
+        raise NotImplementedError
+
+    # -- expressions -----------------------------------------------------------------------------
+
+    def expression(self, root: Expr, lines: list[str], pad: str) -> str:
+        """The text of an expression; what is used twice, or is long, gets a line of its own."""
+        uses: dict[int, int] = {}
+        order = list(walk(root))
+        for e in order:
+            for c in children(e):
+                uses[id(c)] = uses.get(id(c), 0) + 1
+        text: dict[int, str] = {}
+        for e in order:
+            t = self.scalar(e, text)
+            plain = isinstance(e, Const) or isinstance(e, Load) and e.storage.role == "register"
+            if e is not root and not plain and (uses.get(id(e), 0) > 1 or len(t) > LONGEST_TEXT):
+                name = f"t{self.temporaries}"
+                self.temporaries += 1
+                lines.append(f"{pad}const {TYPES[e.dtype.name]} {name} = {t};")
+                t = name
+            text[id(e)] = t
+        return text[id(root)]
+
+    def scalar(self, e: Expr, text: dict[int, str]) -> str:
+        if isinstance(e, Const):
+            return self.literal(e)
+        if isinstance(e, Load):
+            return self.load(e, text)
+        if isinstance(e, Index):
+            return f"(({TYPES[e.dtype.name]})({self.affine(e.index, text)}))"
+        if isinstance(e, Within):
+            return self.within(e, text)
+        if isinstance(e, Check):
+            self.owner.helpers["check"] = None
+            value = text[id(e.value)]
+            return f"tc_check({value}, {e.bound}L, {e.site}L, status)"
+        if isinstance(e, Apply):
+            return self.apply(e, [text[id(a)] for a in e.args])
+        raise AssertionError(f"not an expression of a kernel: {e}")
+
+    def literal(self, e: Const) -> str:
+        if e.dtype.kind == "b":
+            return "1" if e.value else "0"
+        if e.dtype.kind != "f":
+            suffix = {"i64": "L", "u64": "UL", "u32": "U"}.get(e.dtype.name, "")
+            if e.value == -(1 << 63):
+                return "(-9223372036854775807L - 1L)"
+            return f"({e.value}{suffix})" if e.value < 0 else f"{e.value}{suffix}"
+        suffix = "f" if e.dtype.name == "f32" else ""
+        value = float(e.dtype.np.type(e.value))
+        if math.isnan(value):
+            return f'__builtin_nan{suffix}("")'
+        if math.isinf(value):
+            return f"({'-' if value < 0 else ''}__builtin_inf{suffix}())"
+        body = repr(value) if e.dtype.name == "f64" else float_text(e.dtype.np.type(e.value))
+        return f"({body}{suffix})" if body.startswith("-") else body + suffix
+
+    def load(self, e: Load, text: dict[int, str]) -> str:
+        if e.storage.role == "register" and e.storage.size == 1:
+            return self.storage(e.storage)
+        at = f"{self.storage(e.storage)}[{self.affine(e.index, text)}]"
+        if not e.guard:
+            return at
+        cond = " && ".join(self.within(g, text) for g in e.guard)
+        return f"({cond} ? {at} : 0)"
+
+    def within(self, e: Within, text: dict[int, str]) -> str:
+        lo, hi = e.index.bounds()
+        at = self.affine(e.index, text)
+        tests = [f"{at} >= {e.lo}"] if lo < e.lo else []
+        tests += [f"{at} < {e.hi}"] if hi >= e.hi else []
+        tests += [f"({at}) % {e.step} == 0"] if e.step > 1 else []
+        return "(" + (" && ".join(tests) or "1") + ")"
+
+    def apply(self, e: Apply, args: list[str]) -> str:
+        op, dtype = e.op, e.dtype
+        if op in INFIX:
+            return self.wrapped(f"({args[0]} {INFIX[op]} {args[1]})", dtype)
+        if op is Op.WHERE:
+            return f"({args[0]} ? {args[1]} : {args[2]})"
+        if op is Op.NEG:
+            return self.wrapped(f"(-{args[0]})", dtype)
+        if op is Op.CAST:
+            return self.cast(args[0], e.args[0].dtype, dtype)
+        if op is Op.MAX:
+            return self.maximum(args[0], args[1], dtype)
+        if op is Op.BITCAST:
+            name = f"bitcast_{e.args[0].dtype.name}_{dtype.name}"
+        elif dtype.kind == "f" and op not in (Op.IDIV, Op.MOD):
+            self.owner.functions[(op, dtype.name)] = None
+            return f"tc_{op.name.lower()}_{dtype.name}({', '.join(args)})"
+        else:
+            name = f"{op.name.lower()}_{dtype.name}"
+        self.owner.helpers[name] = None
+        return f"tc_{name}({', '.join(args)})"
+
+    def wrapped(self, text: str, dtype: DType) -> str:
+        """Integers narrower than int wrap at their own width."""
+        if dtype.kind in "iu" and dtype.itemsize < 4:
+            return f"(({TYPES[dtype.name]}){text})"
+        return text
+
+    def cast(self, text: str, source: DType, dtype: DType) -> str:
+        if dtype.kind == "b":
+            return f"({text} != 0)"
+        if source.kind == "f" and dtype.kind in "iu":
+            name = f"to_{dtype.name}_{source.name}"
+            self.owner.helpers[name] = None
+            return f"tc_{name}({text})"
+        return f"(({TYPES[dtype.name]}){text})"
+
+    # -- indices ---------------------------------------------------------------------------------
+
+    def index(self, index: Affine, lines: list[str] | None = None, pad: str = "") -> str:
+        text: dict[int, str] = {}
+        for expr in index.data():
+            assert lines is not None
+            text[id(expr)] = self.expression(expr, lines, pad)
+        return self.affine(index, text)
+
+    def affine(self, index: Affine, text: dict[int, str]) -> str:
+        parts = [self.term(atom, coeff, text) for atom, coeff in index.terms]
+        if index.const or not parts:
+            parts.append(str(index.const))
+        joined = " + ".join(parts).replace("+ -", "- ")
+        return joined if len(parts) == 1 else f"({joined})"
+
+    def term(self, atom, coeff: int, text: dict[int, str]) -> str:
+        if isinstance(atom, Var):
+            name = self.var(atom)
+        elif isinstance(atom, Data):
+            name = f"(long)({text[id(atom.expr)]})"
+        elif isinstance(atom, FloorDiv):
+            name = f"({self.affine(atom.operand, text)} / {atom.n})"
+        else:
+            assert isinstance(atom, Mod)
+            name = f"({self.affine(atom.operand, text)} % {atom.n})"
+        return name if coeff == 1 else f"{coeff} * {name}" if coeff != -1 else f"-{name}"
+
+
+def float_text(value) -> str:
+    """The shortest text that reads back as the same single-precision number."""
+    text = str(value)
+    return text if any(c in text for c in ".en") else text + ".0"

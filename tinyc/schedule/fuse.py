@@ -1,0 +1,373 @@
+"""Stages -> loop trees: fusion as one operation, the sharing of a loop prefix.
+
+A stage may share a loop of an earlier tree if every value that it reads and that is produced inside
+the loop is complete at that iteration, and read exactly there. Each refusal is a Remark. When all
+stages have their place, arrays lose the dimensions of the loops that writer and readers share.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tinyc.diagnostics import Remark
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import Read
+from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, stages_of
+from tinyc.schedule.cost import elements
+
+FINISH_POINTS = 4096
+UNROLLED = 16
+
+
+@dataclass
+class Shared:
+    """A stage on its way down a tree: the loops it shares, the variables it still has to open."""
+
+    stage: Stage
+    axes: list[Var]
+    red: list[Var]
+    mapping: dict[Var, Var] = field(default_factory=dict)
+    loops: list[Loop] = field(default_factory=list)
+
+
+@dataclass
+class Fuser:
+    plan: Plan
+    target: Target
+    home: dict[Stage, Nest] = field(default_factory=dict)
+    finished: set[Stage] = field(default_factory=set)
+    mapping: dict[Stage, dict[Var, Var]] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+    touching: dict[Buf, list[Stage]] = field(default_factory=dict)
+
+    def refuse(self, stage: Stage, reason: str, **terms: object) -> None:
+        self.remarks.append(Remark("missed", "fuse", stage.name, reason, stage.node.origin,
+                                   dict(terms)))
+
+
+def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
+    """Place every stage; fills `plan.nests`. Returns why stages were or were not joined."""
+    f = Fuser(plan, target)
+    for stage in plan.stages:
+        if not (enabled and place(f, stage)):
+            open_nest(f, stage)
+        for buf in {r.buf for r in stage.reads} | {stage.buf}:
+            f.touching.setdefault(buf, []).append(stage)
+    plan.mapping = f.mapping
+    return f.remarks
+
+
+# -- choosing a nest -----------------------------------------------------------------------------
+
+
+def place(f: Fuser, stage: Stage) -> bool:
+    """Join an existing nest, or the finish of the last one that it depends on."""
+    before = [*stage.producers, *stage.after]
+    first = max((f.home[s].number for s in before), default=-1)
+    for nest in candidates(f, stage, first):
+        if join(f, nest, stage):
+            return True
+    if first < 0 or stage.points() > FINISH_POINTS or stage.kind in ("contract", "scatter"):
+        return False
+    nest = f.plan.nests[first]
+    nest.finish.append(tree_of(f, stage, Shared(stage, list(stage.axes), list(stage.red))))
+    settle(f, nest, stage, {})
+    f.finished.add(stage)
+    f.remarks.append(Remark("applied", "fuse", stage.name,
+                            f"small: runs once, at the end of kernel {nest.number}",
+                            stage.node.origin, {}))
+    return True
+
+
+def candidates(f: Fuser, stage: Stage, first: int) -> list[Nest]:
+    """Nests that hold a producer of the stage or read what it reads, the nearest producer first."""
+    related = dict.fromkeys(f.home[p] for p in sorted(
+        stage.producers, key=lambda p: -f.home[p].number))
+    for read in stage.reads:
+        related.update(dict.fromkeys(f.home[s] for s in f.touching.get(read.buf, ())[-8:]))
+    return [n for n in related if n.number >= max(first, 0)]
+
+
+def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
+    """Share loops of a nest from its root down, as deep as is legal."""
+    if any(p in f.finished and f.home[p] is nest for p in [*stage.producers, *stage.after]):
+        f.refuse(stage, f"reads a value that is complete only at the end of kernel {nest.number}")
+        return False
+    if stage.kind == "scatter":
+        f.refuse(stage, "adds at an index that depends on data: needs the whole target")
+        return False
+    way = Shared(stage, list(stage.axes), list(stage.red))
+    where = descend(f, nest, nest.body, way, depth=0)
+    if where is None:
+        return False
+    if isinstance(where, Leaf):
+        where.epilogue.append(stage)
+    else:
+        rest = tree_of(f, stage, way)
+        where.body.append(rest)
+    if way.loops and any(way.mapping.get(v) is way.loops[0].var for v in stage.red):
+        nest.private.append(stage)
+    settle(f, nest, stage, way.mapping)
+    depth = len(way.loops)
+    f.remarks.append(Remark("applied", "fuse", stage.name,
+                            f"shares {depth} loop{'s' * (depth != 1)} of kernel {nest.number}",
+                            stage.node.origin, {"depth": depth}))
+    return True
+
+
+def settle(f: Fuser, nest: Nest, stage: Stage, mapping: dict[Var, Var]) -> None:
+    f.home[stage] = nest
+    f.mapping[stage] = mapping
+
+
+def open_nest(f: Fuser, stage: Stage) -> None:
+    """A nest of its own."""
+    nest = Nest(len(f.plan.nests))
+    way = Shared(stage, list(stage.axes), list(stage.red))
+    tree = tree_of(f, stage, way)
+    nest.body.append(tree)
+    if isinstance(tree, Loop) and tree.var in stage.red and stage.kind != "scatter":
+        nest.private.append(stage)
+    f.plan.nests.append(nest)
+    settle(f, nest, stage, {})
+
+
+# -- sharing loops -------------------------------------------------------------------------------
+
+
+def descend(f: Fuser, nest: Nest, body: list[Tree], way: Shared, depth: int) -> Loop | Leaf | None:
+    """The deepest loop (or contraction leaf) of `body` that the stage can join; None if none."""
+    needed = set(way.stage.producers) | set(way.stage.after)
+    for tree in reversed(body):
+        inside = list(stages_of(tree))
+        found = None
+        if isinstance(tree, Leaf):
+            if can_be_epilogue(tree, way):
+                return tree
+        else:
+            found = share(f, nest, tree, inside, way, depth)
+        if found is not None:
+            return found
+        if needed & set(inside):
+            break
+    return way.loops[-1] if way.loops else None
+
+
+def share(f: Fuser, nest: Nest, loop: Loop, inside: list[Stage], way: Shared,
+          depth: int) -> Loop | Leaf | None:
+    """Take `loop` as one of the stage's own loops, then go on below it."""
+    choice, why = match_variable(f, loop, inside, way, depth)
+    if choice is None:
+        if why and any(p in inside for p in way.stage.producers):
+            f.refuse(way.stage, why, kernel=nest.number)
+        return None
+    way.mapping[choice] = loop.var
+    way.loops.append(loop)
+    if choice in way.axes:
+        way.axes.remove(choice)
+    else:
+        way.red.remove(choice)
+    return descend(f, nest, loop.body, way, depth + 1)
+
+
+def match_variable(f: Fuser, loop: Loop, inside: list[Stage], way: Shared,
+                   depth: int) -> tuple[Var | None, str]:
+    """The stage's variable that may run as `loop`, or the reason why none may."""
+    best, best_score, why = None, 0, ""
+    for v in open_variables(way):
+        if v.extent != loop.var.extent:
+            continue
+        reason = illegal(f, loop, inside, way, v, depth)
+        if reason:
+            why = why or reason
+            continue
+        score = alignment(f, loop, inside, way, v)
+        if score > best_score:
+            best, best_score = v, score
+    return best, why
+
+
+def open_variables(way: Shared) -> list[Var]:
+    """Variables that may still be shared: of a contraction, only its outer ones."""
+    stage = way.stage
+    if stage.kind == "contract":
+        outer = outer_variables(stage)
+        return [v for v in outer if v in way.axes or v in way.red]
+    return [v for v in way.axes + way.red if v.extent > 1]
+
+
+def outer_variables(stage: Stage) -> list[Var]:
+    """The loops outside a contraction's blocks: the hoisted axis, then batch axes."""
+    _, _, batch, _ = contraction_sides(stage)
+    outer = [stage.hoist] if stage.hoist is not None else []
+    return outer + [v for v in batch if v is not stage.hoist]
+
+
+def contraction_sides(stage: Stage) -> tuple[list[Var], list[Var], list[Var], list[Var]]:
+    """(only in the first operand, only in the second, in both, contracted), without the hoisted."""
+    a, b = (read_vars(r) for r in stage.expr.args)
+    free = [v for v in stage.axes if v is not stage.hoist]
+    left = [v for v in free if v in a and v not in b]
+    right = [v for v in free if v in b and v not in a]
+    batch = [v for v in stage.axes if v in a and v in b]
+    return left, right, batch, [v for v in stage.red if v is not stage.hoist]
+
+
+def read_vars(read: Read) -> set[Var]:
+    return {v for i in read.index for v in i.free_vars()}
+
+
+def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var, depth: int) -> str:
+    """Why the stage's `v` must not run as `loop`; empty if it may."""
+    stage = way.stage
+    members = set(inside)
+    for p in stage.producers:
+        if p in members:
+            reason = incomplete(f, loop, stage, way, p, v)
+            if reason:
+                return reason
+    for p in stage.after:
+        if p in members and not overwrites_same(f, loop, stage, p, v):
+            return f"overwrites what {p.name} still reads at other indices"
+    if v in stage.red:
+        return cannot_accumulate(f, stage, way, depth)
+    return ""
+
+
+def incomplete(f: Fuser, loop: Loop, stage: Stage, way: Shared, p: Stage, v: Var) -> str:
+    """Why what `p` produces inside `loop` is not there when the stage reads it at `v`."""
+    dims = [d for d, axis in enumerate(p.axes) if f.mapping[p].get(axis, axis) is loop.var]
+    if not dims:
+        return f"{p.name} is complete only after loop {loop.var.name}"
+    for read in stage.reads:
+        if read.buf is p.buf and read.index[dims[0]] != Affine.of(v):
+            return f"reads {p.name} at {read.index[dims[0]]}, not at the iteration that makes it"
+        if read.buf is not p.buf and read.buf.storage is p.buf.storage:
+            return f"reads {p.name} as a part of something larger"
+    return ""
+
+
+def overwrites_same(f: Fuser, loop: Loop, stage: Stage, reader: Stage, v: Var) -> bool:
+    """True if, at each iteration, the reader has read just what the stage overwrites."""
+    if v not in stage.axes:
+        return False
+    dim = stage.axes.index(v)
+    for read in reader.reads:
+        if read.buf.storage is not stage.buf.storage:
+            continue
+        same = read.buf.shape == stage.buf.shape and read.buf.offset == stage.buf.offset
+        at = read.index[dim].substitute(
+            {a: Affine.of(b) for a, b in f.mapping[reader].items()}) if same else None
+        if at != Affine.of(loop.var):
+            return False
+    return True
+
+
+def cannot_accumulate(f: Fuser, stage: Stage, way: Shared, depth: int) -> str:
+    """A reduction over a shared loop keeps its accumulators outside that loop."""
+    if depth > 0 and way.loops and any(u in way.mapping for u in stage.red):
+        return ""
+    size = elements(way.axes) * stage.dtype.itemsize
+    if depth == 0 and size > f.target.private_bytes:
+        return f"every chunk would sum {size} bytes of its own; at most {f.target.private_bytes}"
+    return ""
+
+
+def alignment(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var) -> int:
+    """How many of the stage's reads meet, at `v`, what the loop's stages read or write there."""
+    mine = {(r.buf, d) for r in way.stage.reads for d, i in enumerate(r.index)
+            if i == Affine.of(v)}
+    score = 0
+    for s in inside:
+        names = f.mapping.get(s, {})
+        if any((s.buf, d) in mine for d, a in enumerate(s.axes) if names.get(a, a) is loop.var):
+            score += 2
+        for r in s.reads:
+            for d, i in enumerate(r.index):
+                if (r.buf, d) in mine and single(i, names) is loop.var:
+                    score += 1
+    return score
+
+
+def single(index: Affine, names: dict[Var, Var]) -> Var | None:
+    """The loop variable that an index is, if it is just one."""
+    v = index.as_var()
+    return None if v is None else names.get(v, v)
+
+
+def can_be_epilogue(leaf: Leaf, way: Shared) -> bool:
+    """A map that reads a contraction at exactly its own index runs on the register tile."""
+    c, stage = leaf.stage, way.stage
+    if c.kind != "contract" or stage.kind != "map" or c.hoist in c.red:
+        return False
+    group = [c, *leaf.epilogue]
+    if not any(p in group for p in stage.producers):
+        return False
+    outer = outer_variables(c)
+    mine = sorted(v.extent for v in way.axes if v.extent > 1)
+    return mine == sorted(v.extent for v in c.axes if v not in outer and v.extent > 1) and all(
+        reads_at_own_index(stage, p, way) for p in stage.producers if p in group)
+
+
+def reads_at_own_index(stage: Stage, producer: Stage, way: Shared) -> bool:
+    """Every read of the producer uses each open variable of the stage once, alone."""
+    for read in stage.reads:
+        if read.buf is producer.buf:
+            found = [i.as_var() for i, d in zip(read.index, read.buf.shape) if d > 1]
+            wanted = {v for v in way.axes if v.extent > 1}
+            if None in found or not wanted <= set(found):
+                return False
+        elif read.buf.storage is producer.buf.storage:
+            return False
+    return True
+
+
+# -- the loops of a stage's own ------------------------------------------------------------------
+
+
+def tree_of(f: Fuser, stage: Stage, way: Shared) -> Tree:
+    """The loops that a stage has not shared, around its leaf."""
+    if stage.kind == "contract":
+        order = [v for v in outer_variables(stage) if v in way.axes or v in way.red]
+    else:
+        order = loop_order(stage, way.axes, way.red, f.target)
+    tree: Tree = Leaf(stage)
+    for v in reversed(order):
+        if v.extent != 1:
+            tree = Loop(v, [tree])
+    return tree
+
+
+def loop_order(stage: Stage, axes: list[Var], red: list[Var], target: Target) -> list[Var]:
+    """Outer to inner: unit stride innermost, short reductions inside, long ones around rows."""
+    if not red or not axes:
+        return axes + red
+    if elements(red) <= UNROLLED:
+        return axes + red
+    inner = fastest(stage, axes, red)
+    if inner not in axes:
+        return axes + red
+    size = elements(axes) * stage.dtype.itemsize
+    if size <= target.private_bytes:
+        return [v for v in axes if v is not inner and leads(stage, v)] + red + [
+            v for v in axes if v is not inner and not leads(stage, v)] + [inner]
+    return axes + red
+
+
+def leads(stage: Stage, v: Var) -> bool:
+    """True if every read that uses `v` steps further with it than with any reduction variable."""
+    for read in stage.reads:
+        flat = read.buf.address(read.index)
+        if any(flat.coeff(r) and abs(flat.coeff(r)) > abs(flat.coeff(v)) for r in stage.red):
+            return False
+    return True
+
+
+def fastest(stage: Stage, axes: list[Var], red: list[Var]) -> Var:
+    """The variable with which most reads move by one element."""
+    votes = dict.fromkeys(axes + red, 0)
+    for read in stage.reads:
+        flat = read.buf.address(read.index)
+        for v in votes:
+            if abs(flat.coeff(v)) == 1 and v.extent > 1:
+                votes[v] += 1 + (v in red)
+    return max(votes, key=lambda v: votes[v])

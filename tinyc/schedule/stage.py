@@ -1,0 +1,639 @@
+"""Graph -> stages: which values are stored, and each stored value as loops over one expression.
+
+Views disappear here: they only rewrite the index at which a source is read.
+"""
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tinyc.ir import dtype as dtypes
+from tinyc.ir.index import Affine, Data, Var
+from tinyc.ir.loop import Apply, Check, Const, Expr, Index, Read, Storage, Within, free_vars
+from tinyc.ir.node import Node, toposort
+from tinyc.ir.ops import OPS, Op
+from tinyc.ir.plan import Buf, OutputSpec, Plan, Site, Stage, row_major
+from tinyc.ir.views import Between, Divides, source_index
+
+REDUCERS = (Op.REDUCE, Op.CONTRACT, Op.FOLD, Op.SCATTER_ADD)
+ALWAYS_STORED = (*REDUCERS, Op.CAT, Op.MATERIALIZE, Op.COPY)
+AFFINE_VIEWS = (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE, Op.WINDOW, Op.DETACH)
+VIEWS = (*AFFINE_VIEWS, Op.PAD)
+LEAVES = (Op.BUFFER, Op.CONST, Op.IOTA, Op.VAR)
+HEAVY = (Op.EXP, Op.LOG, Op.SQRT, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.DIV, Op.IDIV, Op.MOD)
+
+# Inlined expressions stay below these sizes (operators); beyond, a value is stored.
+SHARED_LIMIT = 12
+SINGLE_LIMIT = 200
+DEPTH_LIMIT = 100
+MIN_CONTRACT_SIDE = 4
+
+
+# -- what is stored ------------------------------------------------------------------------------
+
+
+@dataclass
+class Inlined:
+    """What inlining a node costs where it is used."""
+
+    size: int = 0
+    depth: int = 0
+    heavy: bool = False
+
+
+def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set[Node]:
+    """The nodes whose values get memory (or, inside one nest, a register or scratch) of their own."""
+    stored = {n for n in order if n.op in ALWAYS_STORED}
+    stored.update(n for n in outputs if n.op is not Op.ASSIGN)
+    for n in order:
+        if n.op is Op.CONTRACT:
+            stored.update(contract_base(s) for s in n.src)
+    stored = {n for n in stored if n.op not in LEAVES and n.op is not Op.ASSIGN}
+    if not fuse:
+        return stored | {n for n in order if OPS[n.op].family == "elementwise"}
+    users = count_users(order)
+    costs: dict[Node, Inlined] = {}
+    for n in order:
+        cost = costs[n] = inlined_cost(n, costs, stored)
+        if n not in stored and must_store(n, cost, users[n]):
+            stored.add(n)
+            costs[n] = Inlined()
+        if n.op is Op.EXPAND and widens(n) and costs[n].heavy and n.src[0].shape:
+            stored.add(strip_views(n.src[0]))
+            costs[n] = Inlined()
+    return stored
+
+
+def count_users(order: list[Node]) -> dict[Node, int]:
+    """How many nodes read each node, views looked through."""
+    users = dict.fromkeys(order, 0)
+    for n in order:
+        if n.op in VIEWS:
+            continue
+        for s in {strip_views(s) for s in n.src}:
+            users[s] += 1
+    return users
+
+
+def strip_views(n: Node) -> Node:
+    """The node below a chain of views."""
+    while n.op in VIEWS:
+        n = n.src[0]
+    return n
+
+
+def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inlined:
+    if n in stored or n.op in LEAVES or n.op is Op.ASSIGN:
+        return Inlined()
+    below = [costs[s] for s in n.src]
+    own = 0 if n.op in VIEWS else 1
+    return Inlined(
+        size=min(own + sum(c.size for c in below), 10_000),
+        depth=1 + max((c.depth for c in below), default=0),
+        heavy=n.op in HEAVY and n.dtype.kind == "f" or any(c.heavy for c in below),
+    )
+
+
+def must_store(n: Node, cost: Inlined, users: int) -> bool:
+    if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0:
+        return False
+    if cost.size > SINGLE_LIMIT or cost.depth > DEPTH_LIMIT:
+        return True
+    return users > 1 and bool(n.shape) and (cost.heavy or cost.size > SHARED_LIMIT)
+
+
+def size_of(n: Node) -> int:
+    return math.prod(n.shape)
+
+
+def widens(n: Node) -> bool:
+    """True if an EXPAND repeats elements."""
+    return size_of(n) > size_of(n.src[0])
+
+
+def contract_base(operand: Node) -> Node:
+    """The node below an operand's views if it can be addressed through them; else the operand."""
+    n = operand
+    while n.op in AFFINE_VIEWS:
+        n = n.src[0]
+    if n.op is Op.CONST or n.op is Op.IOTA:
+        return operand
+    idx = tuple(Affine.of(Var(f"p{i}", d)) for i, d in enumerate(operand.shape))
+    n = operand
+    while n.op in AFFINE_VIEWS:
+        idx, _ = source_index(n, idx)
+        n = n.src[0]
+    flat = row_major_address(n.shape, idx)
+    return n if flat.is_linear() else operand
+
+
+def row_major_address(shape: tuple[int, ...], idx: tuple[Affine, ...]) -> Affine:
+    flat = Affine.const_of(0)
+    for stride, i in zip(row_major(shape), idx):
+        flat = flat + i * stride
+    return flat
+
+
+# -- stages --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Builder:
+    """State of one lowering: where values live, the stages so far, the loop variables."""
+
+    plan: Plan
+    stored: set[Node]
+    place: dict[Node, Buf] = field(default_factory=dict)
+    regions: dict[Node, Buf] = field(default_factory=dict)
+    copies: list[tuple[Node, Buf]] = field(default_factory=list)
+    overwrites: list[tuple[Buf, list[Stage]]] = field(default_factory=list)
+    writers: dict[Buf, list[Stage]] = field(default_factory=dict)
+    slots: dict[int, Storage] = field(default_factory=dict)
+    names: int = 0
+
+    def var(self, extent: int, hint: str = "i") -> Var:
+        self.names += 1
+        return Var(f"{hint}{self.names}", extent)
+
+    def storage(self, node: Node, role: str) -> Storage:
+        s = Storage(f"t{len(self.plan.storages)}", size_of(node), node.dtype, role)
+        self.plan.storages.append(s)
+        return s
+
+
+def build_stages(outputs: tuple[Node, ...], leaves: tuple[Node, ...], fuse: bool) -> Plan:
+    """Lower a graph to stages in program order; fills `Plan.stages` and the program's slots."""
+    order = toposort(outputs)
+    plan = Plan(outputs, leaves, [])
+    b = Builder(plan, choose_stored(outputs, order, fuse))
+    for i, leaf in enumerate(leaves):
+        slot = Storage(f"in{i}", size_of(leaf), leaf.dtype, "slot")
+        plan.storages.append(slot)
+        b.slots[leaf.attrs[0]] = slot
+        b.place[leaf] = dense(slot, leaf.shape)
+    place_outputs(b, outputs)
+    place_assigns(b, order)
+    place_pieces(b, order)
+    for n in order:
+        if n.op is Op.ASSIGN:
+            store_assign(b, n)
+        elif n.op is Op.CAT and n in b.stored:
+            store_cat(b, n)
+        elif n in b.stored:
+            store_value(b, n)
+    copy_remaining_outputs(b)
+    add_write_after_read(b)
+    plan.stages = ordered(plan.stages)
+    return plan
+
+
+def dense(storage: Storage, shape: tuple[int, ...]) -> Buf:
+    return Buf(storage, shape, row_major(shape))
+
+
+def place_outputs(b: Builder, outputs: tuple[Node, ...]) -> None:
+    """Fresh outputs get argument slots; a stored output is computed straight into its slot."""
+    specs = []
+    for i, out in enumerate(outputs):
+        if out.op is Op.ASSIGN:
+            specs.append(None)
+            continue
+        slot = Storage(f"out{i}", size_of(out), out.dtype, "slot")
+        b.plan.storages.append(slot)
+        specs.append(OutputSpec(out.shape, out.dtype.name))
+        if out in b.stored and out not in b.place:
+            b.place[out] = dense(slot, out.shape)
+        else:
+            b.copies.append((out, dense(slot, out.shape)))
+    b.plan.output_specs = tuple(specs)
+
+
+def place_assigns(b: Builder, order: list[Node]) -> None:
+    """A value that is only assigned is computed in place, unless the old value is needed later."""
+    for n in order:
+        if n.op is not Op.ASSIGN:
+            continue
+        buffer = n
+        while buffer.op is Op.ASSIGN:
+            buffer = buffer.src[0]
+        b.regions[n] = region(dense(b.slots[buffer.attrs[0]], n.shape), n.attrs)
+    users = users_of(order)
+    for n in order:
+        if n.op is Op.ASSIGN and can_compute_in_place(b, n, users):
+            try_place(b, n.src[1], b.regions[n])
+
+
+def region(whole: Buf, attrs: tuple) -> Buf:
+    """The strided part of a buffer that a slice store writes."""
+    starts, sizes, steps = attrs
+    offset = whole.offset + sum(s * st for s, st in zip(starts, whole.strides))
+    strides = tuple(step * st for step, st in zip(steps, whole.strides))
+    return Buf(whole.storage, tuple(sizes), strides, offset)
+
+
+def users_of(order: list[Node]) -> dict[Node, list[Node]]:
+    users: dict[Node, list[Node]] = {n: [] for n in order}
+    for n in order:
+        for s in n.src:
+            users[s].append(n)
+    return users
+
+
+def can_compute_in_place(b: Builder, assign: Node, users: dict[Node, list[Node]]) -> bool:
+    """No node that depends on the new value reads the old one, and its own reads are aligned."""
+    target, value = assign.src
+    after: set[Node] = {value}
+    stack = [value]
+    while stack:
+        for user in users[stack.pop()]:
+            if user not in after and user is not assign:
+                after.add(user)
+                stack.append(user)
+    if any(u in after and u is not value for u in readers_through_views(target, users)):
+        return False
+    return only_aligned_reads(b, value, target)
+
+
+def readers_through_views(target: Node, users: dict[Node, list[Node]]) -> list[Node]:
+    """The nodes that compute with a buffer's value, views looked through; stores left out."""
+    out, stack = [], list(users[target])
+    while stack:
+        n = stack.pop()
+        if n.op in VIEWS:
+            stack.extend(users[n])
+        elif n.op is not Op.ASSIGN or n.src[0] is not target:
+            out.append(n)
+    return out
+
+
+def only_aligned_reads(b: Builder, value: Node, target: Node) -> bool:
+    """True if `value`, up to stored values, reads `target` at no view and through no reducer."""
+    seen: set[Node] = set()
+    stack = [value]
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        aligned = OPS[n.op].family == "elementwise" and n.shape == target.shape
+        for s in n.src:
+            if s is target and not aligned:
+                return False
+            if s not in b.stored and s is not target:
+                stack.append(s)
+    return True
+
+
+def try_place(b: Builder, value: Node, where: Buf) -> bool:
+    """Let `value` be computed straight into `where`; looks through reshapes of dense regions."""
+    while value.op is Op.RESHAPE and is_dense(where):
+        value = value.src[0]
+        where = Buf(where.storage, value.shape, row_major(value.shape), where.offset)
+    if value.op in LEAVES or value.op in VIEWS or value.op is Op.ASSIGN or value in b.place:
+        return False
+    if value.shape != where.shape or value.op is Op.CAT and not is_dense(where):
+        return False
+    b.stored.add(value)
+    b.place[value] = where
+    return True
+
+
+def is_dense(buf: Buf) -> bool:
+    return buf.strides == row_major(buf.shape)
+
+
+def place_pieces(b: Builder, order: list[Node]) -> None:
+    """The pieces of a concatenation are computed into their parts of it."""
+    for n in reversed(order):
+        if n.op is not Op.CAT or n not in b.stored:
+            continue
+        if n not in b.place:
+            b.place[n] = dense(b.storage(n, "arena"), n.shape)
+        for piece, where in pieces(b.place[n], n):
+            try_place(b, piece, where)
+
+
+def pieces(whole: Buf, cat: Node) -> list[tuple[Node, Buf]]:
+    """Each source of a CAT with its part of the whole."""
+    (axis,) = cat.attrs
+    out, start = [], 0
+    for s in cat.src:
+        out.append((s, Buf(whole.storage, s.shape, whole.strides,
+                           whole.offset + start * whole.strides[axis])))
+        start += s.shape[axis]
+    return out
+
+
+def store_value(b: Builder, n: Node) -> None:
+    if n not in b.place:
+        b.place[n] = dense(b.storage(n, "arena"), n.shape)
+    add_stage(b, n, b.place[n])
+
+
+def store_cat(b: Builder, n: Node) -> None:
+    whole = b.place[n]
+    for piece, where in pieces(whole, n):
+        add_writers(b, whole, write_into(b, piece, where))
+
+
+def write_into(b: Builder, value: Node, where: Buf) -> list[Stage]:
+    """Make sure that `value` stands in `where`; returns the stages that put it there."""
+    base = value
+    while base.op is Op.RESHAPE and base not in b.place and is_dense(where):
+        base = base.src[0]
+    placed = b.place.get(base)
+    if placed is not None and same_place(placed, where):
+        return b.writers[placed]
+    return [add_copy(b, value, where)]
+
+
+def same_place(a: Buf, b: Buf) -> bool:
+    return a.storage is b.storage and a.offset == b.offset and (
+        a.strides == b.strides or is_dense(a) and is_dense(b))
+
+
+def store_assign(b: Builder, n: Node) -> None:
+    target, value = n.src
+    where = b.regions[n]
+    full = where.shape == n.shape and is_dense(where)
+    written = write_into(b, value, where)
+    before = b.writers.get(b.place[target], [])
+    for w in written:
+        w.after.extend(s for s in before if s is not w)
+    if full and written and written[0].buf.shape == n.shape:
+        whole = written[0].buf
+    else:
+        whole = dense(where.storage, n.shape)
+        add_writers(b, whole, before)
+        add_writers(b, whole, written)
+    b.place[n] = whole
+    b.overwrites.append((b.place[target], written))
+
+
+def add_writers(b: Builder, buf: Buf, stages: list[Stage]) -> None:
+    b.writers.setdefault(buf, []).extend(s for s in stages if s not in b.writers.get(buf, ()))
+
+
+def copy_remaining_outputs(b: Builder) -> None:
+    for out, where in b.copies:
+        add_copy(b, out, where)
+
+
+def add_copy(b: Builder, value: Node, where: Buf) -> Stage:
+    """A stage that stores `value` (computed here, or read from where it is kept) into `where`."""
+    axes = tuple(b.var(d) for d in value.shape)
+    reader = Reader(b)
+    expr = reader.value(value, tuple(Affine.of(v) for v in axes), ())
+    return finish_stage(b, value, where, axes, (), "map", expr, reader)
+
+
+def add_stage(b: Builder, n: Node, where: Buf) -> Stage:
+    axes = tuple(b.var(d) for d in n.shape)
+    idx = tuple(Affine.of(v) for v in axes)
+    reader = Reader(b)
+    if n.op is Op.SCATTER_ADD:
+        return scatter_stage(b, n, where, reader)
+    red, kind, expr = body_of(b, reader, n, idx)
+    return finish_stage(b, n, where, axes, red, kind, expr, reader)
+
+
+def body_of(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
+    """(reduction variables, kind, expression) of a stored node at an index."""
+    if n.op is Op.REDUCE:
+        kind, axes = n.attrs
+        src = n.src[0]
+        red = {a: b.var(src.shape[a], "r") for a in axes}
+        rest = iter(idx)
+        full = tuple(Affine.of(red[a]) if a in red else next(rest) for a in range(len(src.shape)))
+        return tuple(red.values()), kind, reader.value(src, full, ())
+    if n.op is Op.FOLD:
+        return fold_body(b, reader, n, idx)
+    if n.op is Op.CONTRACT:
+        return contract_body(b, reader, n, idx)
+    if n.op in (Op.MATERIALIZE, Op.COPY):
+        return (), "map", reader.value(n.src[0], idx, ())
+    return (), "map", reader.computed(n, idx, ())
+
+
+def fold_body(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
+    """out[p] = sum over k of src[(p - k*dilation) / stride, k] where that is a whole index."""
+    axis, _, stride, dilation = n.attrs
+    src = n.src[0]
+    k = b.var(src.shape[-1], "r")
+    t = idx[axis] - Affine.of(k) * dilation
+    guard: tuple[Within, ...] = ()
+    lo, hi = t.bounds()
+    span = src.shape[axis] * stride
+    if lo < 0 or hi >= span or stride > 1:
+        guard = (Within(t, 0, span, stride, dtypes.bool_),)
+    at = (*idx[:axis], t // stride, *idx[axis + 1:], Affine.of(k))
+    return (k,), "sum", reader.guarded(src, at, guard)
+
+
+def contract_body(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
+    la, lb, lo = n.attrs
+    env = dict(zip(lo, idx))
+    red: list[Var] = []
+    sizes = {**dict(zip(la, n.src[0].shape)), **dict(zip(lb, n.src[1].shape))}
+    for label in la:
+        if label not in env:
+            v = b.var(sizes[label], "r")
+            red.append(v)
+            env[label] = Affine.of(v)
+    a = reader.value(n.src[0], tuple(env[x] for x in la), ())
+    c = reader.value(n.src[1], tuple(env[x] for x in lb), ())
+    kind = "contract" if is_blockable(n, a, c) else "sum"
+    return tuple(red), kind, Apply(Op.MUL, (a, c), n.dtype)
+
+
+def is_blockable(n: Node, a: Expr, c: Expr) -> bool:
+    """True if register tiles pay: floats, bare reads, both sides wide enough."""
+    la, lb, lo = n.attrs
+    if n.dtype.kind != "f" or not isinstance(a, Read) or not isinstance(c, Read):
+        return False
+    if a.guard or c.guard or not (linear(a) and linear(c)):
+        return False
+    sizes = dict(zip(lo, n.shape))
+    left = right = 1
+    for label, size in sizes.items():
+        left *= size if label not in lb else 1
+        right *= size if label not in la else 1
+    return min(left, right) >= MIN_CONTRACT_SIDE
+
+
+def linear(read: Read) -> bool:
+    return read.buf.address(read.index).is_linear()
+
+
+def scatter_stage(b: Builder, n: Node, where: Buf, reader: "Reader") -> Stage:
+    """Loops over the updates; each is added at an index that is read from memory."""
+    axis, size = n.attrs
+    updates, index = n.src
+    axes = tuple(b.var(d, "r") for d in updates.shape)
+    idx = tuple(Affine.of(v) for v in axes)
+    rank = len(index.shape)
+    at = reader.checked(index, idx[axis:axis + rank], size, n, ())
+    target = (*idx[:axis], Affine.of(Data(at, size, free_vars(at))), *idx[axis + rank:])
+    expr = reader.value(updates, idx, ())
+    stage = finish_stage(b, n, where, (), axes, "scatter", expr, reader)
+    stage.target = target
+    return stage
+
+
+def finish_stage(b: Builder, n: Node, where: Buf, axes: tuple[Var, ...], red: tuple[Var, ...],
+                 kind: str, expr: Expr, reader: "Reader") -> Stage:
+    stage = Stage(len(b.plan.stages), n, where, axes, red, kind, expr, reader.reads,
+                  tuple(reader.members))
+    stage.producers = list(dict.fromkeys(
+        w for r in reader.reads for w in b.writers.get(r.buf, ())))
+    b.plan.stages.append(stage)
+    add_writers(b, where, [stage])
+    if kind == "contract":
+        stage.hoist = hoisted_axis(stage)
+    return stage
+
+
+def hoisted_axis(stage: Stage) -> Var | None:
+    """The leading axis of a windowed operand (the images of a batch): its loop stays outside."""
+    assert isinstance(stage.expr, Apply)
+    for read in stage.expr.args:
+        if isinstance(read, Read) and is_windowed(read):
+            for v in stage.axes + stage.red:
+                if read.index[0] == Affine.of(v) and v.extent > 1:
+                    return v
+    return None
+
+
+def is_windowed(read: Read) -> bool:
+    """True if some dimension is read at a sum of loop variables."""
+    return len(read.index) >= 3 and any(len(i.free_vars()) > 1 for i in read.index)
+
+
+# -- expressions ---------------------------------------------------------------------------------
+
+
+class Reader:
+    """Lowers nodes to scalar expressions at an index; shared subexpressions stay shared."""
+
+    def __init__(self, b: Builder):
+        self.b = b
+        self.memo: dict[tuple, Expr] = {}
+        self.reads: list[Read] = []
+        self.members: dict[Node, None] = {}
+
+    def value(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
+        """The value of `n` at `idx`: a read if it is stored, its expression otherwise."""
+        buf = self.b.place.get(n)
+        if buf is not None:
+            return self.read(buf, idx, guard)
+        return self.computed(n, idx, guard)
+
+    def read(self, buf: Buf, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Read:
+        key = (buf, idx, guard)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = Read(buf, idx, guard)
+            self.reads.append(found)
+        return found
+
+    def computed(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
+        key = (n, idx, guard)
+        found = self.memo.get(key)
+        if found is None:
+            self.members[n] = None
+            found = self.memo[key] = self.lower(n, idx, guard)
+        return found
+
+    def lower(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
+        op = n.op
+        if op is Op.CONST:
+            return Const(n.value, n.dtype)
+        if op is Op.IOTA:
+            return Index(idx[0], n.dtype)
+        if op is Op.PAD:
+            at, conds = source_index(n, idx)
+            return self.guarded(n.src[0], at, as_guard(conds), guard)
+        if op in AFFINE_VIEWS or op in (Op.MATERIALIZE, Op.COPY):
+            at, _ = source_index(n, idx)
+            return self.value(n.src[0], at, guard)
+        if op is Op.GATHER:
+            return self.gathered(n, idx, guard)
+        args = tuple(self.value(s, idx, guard) for s in n.src)
+        return Apply(op, args, n.dtype)
+
+    def guarded(self, n: Node, idx: tuple[Affine, ...], inner: tuple[Within, ...],
+                outer: tuple[Within, ...] = ()) -> Expr:
+        """`n` at `idx` where the guard holds, else zero; nothing outside is read."""
+        value = self.value(n, idx, outer + inner)
+        if not inner or isinstance(value, Read):
+            return value
+        cond: Expr = inner[0]
+        for g in inner[1:]:
+            cond = Apply(Op.AND, (cond, g), dtypes.bool_)
+        zero = Const(n.dtype.np.type(0).item(), n.dtype)
+        return Apply(Op.WHERE, (cond, value, zero), n.dtype)
+
+    def gathered(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
+        (axis,) = n.attrs
+        x, index = n.src
+        rank = len(index.shape)
+        at = self.checked(index, idx[axis:axis + rank], x.shape[axis], n, guard)
+        source = (*idx[:axis], Affine.of(Data(at, x.shape[axis], free_vars(at))), *idx[axis + rank:])
+        return self.value(x, source, guard)
+
+    def checked(self, index: Node, idx: tuple[Affine, ...], bound: int, user: Node,
+                guard: tuple[Within, ...]) -> Expr:
+        """An index read from memory, kept inside its bound."""
+        sites = self.b.plan.sites
+        sites.append(Site(user.op.name.lower(), bound, user.origin))
+        return Check(self.value(index, idx, guard), bound, len(sites), index.dtype)
+
+
+def as_guard(conds: Iterable) -> tuple[Within, ...]:
+    """View conditions as guards on indices."""
+    out = []
+    for c in conds:
+        if isinstance(c, Between):
+            out.append(Within(c.index, c.lo, c.hi, 1, dtypes.bool_))
+        elif isinstance(c, Divides):
+            lo, hi = c.index.bounds()
+            out.append(Within(c.index, lo, hi + 1, c.n, dtypes.bool_))
+    return tuple(out)
+
+
+# -- order ---------------------------------------------------------------------------------------
+
+
+def add_write_after_read(b: Builder) -> None:
+    """A stage that overwrites a buffer comes after every stage that reads the old value."""
+    for old, writers in b.overwrites:
+        writing = set(writers)
+        for stage in b.plan.stages:
+            if stage in writing or all(r.buf is not old for r in stage.reads):
+                continue
+            for w in writers:
+                w.after.append(stage)
+
+
+def ordered(stages: list[Stage]) -> list[Stage]:
+    """Topological order that keeps the order of creation where it may."""
+    waiting = {s: len(set(s.producers) | set(s.after)) for s in stages}
+    users: dict[Stage, list[Stage]] = {s: [] for s in stages}
+    for s in stages:
+        for p in set(s.producers) | set(s.after):
+            users[p].append(s)
+    ready = [(s.number, s) for s in stages if waiting[s] == 0]
+    heapq.heapify(ready)
+    out: list[Stage] = []
+    while ready:
+        _, s = heapq.heappop(ready)
+        out.append(s)
+        for u in users[s]:
+            waiting[u] -= 1
+            if waiting[u] == 0:
+                heapq.heappush(ready, (u.number, u))
+    if len(out) != len(stages):
+        raise AssertionError("stages depend on each other in a cycle")
+    return out
