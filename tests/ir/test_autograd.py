@@ -320,3 +320,13 @@ def test_errors_name_the_types():
         vjp([x], [b.full((2,), 1.0, f64)], [x])
     with pytest.raises(DTypeError, match=r"bool\[3\] is no float"):
         vjp([b.lt(x, x)], [b.full((3,), True, bool_)], [x])
+
+
+def test_gradients_carry_the_line_that_they_differentiate():
+    x = buffer(900, (3,))
+    y = b.exp(b.sin(x))
+    line = y.origin[1]
+    (grad,) = vjp([y], [buffer(901, (3,))], [x])
+    built = [n for n in toposort([grad]) if n.op in (Op.MUL, Op.COS)]
+    assert [n.origin[1] for n in built] == [line] * 3
+    assert b.cos(buffer(902, (3,))).origin[1] > line

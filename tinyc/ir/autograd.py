@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tinyc.diagnostics import DTypeError, ShapeError, fail
 from tinyc.ir import build as b
-from tinyc.ir.node import Node, toposort
+from tinyc.ir.node import Node, deriving, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.printer import type_text
 
@@ -20,8 +20,8 @@ class NotDifferentiable:
     reason: str
 
 
-Row = Callable[[Node, Node, int], Node]
-"""The cotangent of source ``i`` of node ``n``, given ``g``, the cotangent of ``n``."""
+Row = Callable[[Node, Node, int], Node | None]
+"""The cotangent of source ``i`` of node ``n``, given ``g``, the cotangent of ``n``, if any."""
 
 
 def vjp(
@@ -39,7 +39,17 @@ def vjp(
     found: dict[Node, Node] = {}
     for out, cotangent in zip(outputs, cotangents):
         _accumulate(found, out, cotangent)
-    keep = set(wrt)
+    try:
+        _walk_back(order, active, found, set(wrt))
+    finally:
+        deriving.source = None
+    return tuple(found.get(n) if n in active else None for n in wrt)
+
+
+def _walk_back(
+    order: Sequence[Node], active: set[Node], found: dict[Node, Node], keep: set[Node]
+) -> None:
+    """Pass cotangents on from users to sources; what is built gets the line of the user."""
     for n in reversed(order):
         if n not in active or n not in found:
             continue
@@ -47,10 +57,11 @@ def vjp(
         row = VJP[n.op]
         if isinstance(row, NotDifferentiable):
             continue
+        deriving.source = n
         for i, source in enumerate(n.src):
-            if source in active:
-                _accumulate(found, source, row(n, g, i))
-    return tuple(found.get(n) if n in active else None for n in wrt)
+            cotangent = row(n, g, i) if source in active else None
+            if cotangent is not None:
+                _accumulate(found, source, cotangent)
 
 
 def _check(outputs: Sequence[Node], cotangents: Sequence[Node]) -> None:
@@ -106,8 +117,10 @@ def _sub(n: Node, g: Node, i: int) -> Node:
     return b.neg(g) if i else g
 
 
-def _mul(n: Node, g: Node, i: int) -> Node:
-    return b.mul(g, n.src[1 - i])
+def _mul(n: Node, g: Node, i: int) -> Node | None:
+    if n.src[0] is not n.src[1]:
+        return b.mul(g, n.src[1 - i])
+    return b.mul(b.mul(g, 2.0), n.src[0]) if i == 0 else None
 
 
 def _div(n: Node, g: Node, i: int) -> Node:

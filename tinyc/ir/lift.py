@@ -18,21 +18,21 @@ def lift(outputs: Sequence[Node], firings: list[Firing] | None = None) -> tuple[
     return rewrite(outputs, _TABLE, firings)
 
 
-def _contract(src: Sequence[Node], la: Labels, lb: Labels, lo: Labels, like: Node) -> Node:
+def _contract(src: Sequence[Node], la: Labels, lb: Labels, lo: Labels) -> Node:
     """A contraction with its labels renumbered by first appearance, as ``build`` has them."""
     names: dict[int, int] = {}
     attrs = tuple(
         tuple(names.setdefault(label, len(names)) for label in labels) for labels in (la, lb, lo)
     )
-    return node(Op.CONTRACT, tuple(src), attrs, like=like)
+    return node(Op.CONTRACT, tuple(src), attrs)
 
 
-def _reshape(x: Node, shape: tuple[int, ...], like: Node) -> Node:
-    return x if x.shape == shape else node(Op.RESHAPE, (x,), (shape,), like=like)
+def _reshape(x: Node, shape: tuple[int, ...]) -> Node:
+    return x if x.shape == shape else node(Op.RESHAPE, (x,), (shape,))
 
 
-def _expand(x: Node, shape: tuple[int, ...], axes: Labels, like: Node) -> Node:
-    return x if x.shape == shape else node(Op.EXPAND, (x,), (shape, axes), like=like)
+def _expand(x: Node, shape: tuple[int, ...], axes: Labels) -> Node:
+    return x if x.shape == shape else node(Op.EXPAND, (x,), (shape, axes))
 
 
 # Products that are summed.
@@ -54,14 +54,14 @@ def sum_of_product(n: Node) -> Node | None:
         return None
     if not set(la) - set(lb) or not set(lb) - set(la):
         return None
-    y = _contract((a, b), la, lb, kept, n)
+    y = _contract((a, b), la, lb, kept)
     remaining = [axis for axis in range(len(product.shape)) if axis not in axes]
-    return _expand(y, n.shape, tuple(remaining.index(axis) for axis in kept), n)
+    return _expand(y, n.shape, tuple(remaining.index(axis) for axis in kept))
 
 
 def _carried(x: Node) -> tuple[Node, Labels]:
     """What an operand is without its repeated axes, and which axes of x those of the rest are."""
-    like, labels = x, tuple(range(len(x.shape)))
+    labels = tuple(range(len(x.shape)))
     while x.op in (Op.PERMUTE, Op.EXPAND):
         if x.op is Op.EXPAND:
             labels = tuple(labels[axis] for axis in x.attrs[1])
@@ -70,7 +70,7 @@ def _carried(x: Node) -> tuple[Node, Labels]:
             labels = tuple(labels[perm.index(axis)] for axis in range(len(perm)))
         x = x.src[0]
     real = [k for k, size in enumerate(x.shape) if size != 1]
-    x = _reshape(x, tuple(x.shape[k] for k in real), like)
+    x = _reshape(x, tuple(x.shape[k] for k in real))
     return x, tuple(labels[k] for k in real)
 
 
@@ -84,7 +84,7 @@ def permute_of_contract(n: Node) -> Node | None:
     if inner.op is not Op.CONTRACT:
         return None
     la, lb, lo = inner.attrs
-    return _contract(inner.src, la, lb, tuple(lo[axis] for axis in n.attrs[0]), n)
+    return _contract(inner.src, la, lb, tuple(lo[axis] for axis in n.attrs[0]))
 
 
 @rule(Op.CONTRACT)
@@ -98,7 +98,7 @@ def contract_of_permute(n: Node) -> Node | None:
             labels[k] = tuple(labels[k][perm.index(axis)] for axis in range(len(perm)))
     if tuple(sources) == n.src:
         return None
-    return _contract(sources, labels[0], labels[1], labels[2], n)
+    return _contract(sources, labels[0], labels[1], labels[2])
 
 
 @rule(Op.CONTRACT)
@@ -114,19 +114,19 @@ def contract_of_expand(n: Node) -> Node | None:
         real = [axis for s, axis in zip(x.src[0].shape, places) if s == x.shape[axis]]
         gone = {label for axis, label in enumerate(labels[k]) if axis not in real} & batch
         if gone:
-            sources[k], labels[k] = _drop(x, labels[k], gone, n)
+            sources[k], labels[k] = _drop(x, labels[k], gone)
             batch -= gone
-    return None if labels == [la, lb] else _contract(sources, labels[0], labels[1], lo, n)
+    return None if labels == [la, lb] else _contract(sources, labels[0], labels[1], lo)
 
 
-def _drop(expand: Node, labels: Labels, gone: set[int], like: Node) -> tuple[Node, Labels]:
+def _drop(expand: Node, labels: Labels, gone: set[int]) -> tuple[Node, Labels]:
     """An expand without those of its axes that have these labels, all of them repeated."""
     x, places = expand.src[0], expand.attrs[1]
     kept = [axis for axis, label in enumerate(labels) if label not in gone]
-    x = _reshape(x, tuple(s for s, axis in zip(x.shape, places) if axis in kept), like)
+    x = _reshape(x, tuple(s for s, axis in zip(x.shape, places) if axis in kept))
     axes = tuple(kept.index(axis) for axis in places if axis in kept)
     shape = tuple(expand.shape[axis] for axis in kept)
-    return _expand(x, shape, axes, like), tuple(labels[axis] for axis in kept)
+    return _expand(x, shape, axes), tuple(labels[axis] for axis in kept)
 
 
 @rule(Op.REDUCE, sole=True)
@@ -140,7 +140,7 @@ def sum_of_contract(n: Node) -> Node | None:
     if any(lo[axis] not in la or lo[axis] not in lb for axis in axes):
         return None
     kept = tuple(label for axis, label in enumerate(lo) if axis not in axes)
-    return _contract(inner.src, la, lb, kept, n)
+    return _contract(inner.src, la, lb, kept)
 
 
 @rule(Op.SLICE, sole=True)
@@ -151,17 +151,15 @@ def slice_of_contract(n: Node) -> Node | None:
         return None
     la, lb, lo = inner.attrs
     wanted = dict(zip(lo, zip(*n.attrs)))
-    a, b = (_slice_labels(source, labels, wanted, n) for source, labels in zip(inner.src, (la, lb)))
-    return _contract((a, b), la, lb, lo, n)
+    a, b = (_slice_labels(source, labels, wanted) for source, labels in zip(inner.src, (la, lb)))
+    return _contract((a, b), la, lb, lo)
 
 
-def _slice_labels(
-    x: Node, labels: Labels, wanted: dict[int, tuple[int, int, int]], like: Node
-) -> Node:
+def _slice_labels(x: Node, labels: Labels, wanted: dict[int, tuple[int, int, int]]) -> Node:
     spans = [wanted.get(label, (0, size, 1)) for label, size in zip(labels, x.shape)]
     if spans == [(0, size, 1) for size in x.shape]:
         return x
-    return node(Op.SLICE, (x,), tuple(zip(*spans)), like=like)
+    return node(Op.SLICE, (x,), tuple(zip(*spans)))
 
 
 # Input gradients of convolutions, and transposed convolutions.
@@ -188,16 +186,16 @@ def fold_of_contract(n: Node) -> Node | None:
         return None
     g, lg, w, lw = sides
     steps, blocks = -(-shape[-1] // stride), -(-extent // stride)
-    w = _split_taps(w, lw.index(tap), steps, stride, n)
-    g = _window_padded(g, lg.index(place), blocks, steps, dilation, n)
+    w = _split_taps(w, lw.index(tap), steps, stride)
+    g = _window_padded(g, lg.index(place), blocks, steps, dilation)
     residue = max(*lg, *lw) + 1
     if stride > 1:
         lw = (*lw[: lw.index(tap) + 1], residue, *lw[lw.index(tap) + 1 :])
         groups[axis] = (place, residue)
     groups = groups[:-1]
     out = tuple(label for group in groups for label in group)
-    y = _contract((g, w), (*lg, tap), lw, out, n)
-    return _merge_axes(y, groups, n)
+    y = _contract((g, w), (*lg, tap), lw, out)
+    return _merge_axes(y, groups, n.shape)
 
 
 def _merged_contract(x: Node) -> tuple[Node, list[Labels]] | None:
@@ -242,36 +240,35 @@ def _sides(contract: Node, place: int, tap: int) -> tuple[Node, Labels, Node, La
     return None
 
 
-def _split_taps(w: Node, axis: int, steps: int, stride: int, like: Node) -> Node:
+def _split_taps(w: Node, axis: int, steps: int, stride: int) -> Node:
     """Make axis k of w the axes (t, r) of k = stride*t + r, with t counted backwards."""
     rank = len(w.shape)
     if stride > 1:
         none = (0,) * rank
         more = tuple(steps * stride - w.shape[axis] if k == axis else 0 for k in range(rank))
-        w = node(Op.PAD, (w,), (none, more, none), like=like) if any(more) else w
+        w = node(Op.PAD, (w,), (none, more, none)) if any(more) else w
         shape = (*w.shape[:axis], steps, stride, *w.shape[axis + 1 :])
-        w = node(Op.RESHAPE, (w,), (shape,), like=like)
+        w = node(Op.RESHAPE, (w,), (shape,))
     starts = tuple(steps - 1 if k == axis else 0 for k in range(len(w.shape)))
     backwards = tuple(-1 if k == axis else 1 for k in range(len(w.shape)))
-    return node(Op.SLICE, (w,), (starts, w.shape, backwards), like=like)
+    return node(Op.SLICE, (w,), (starts, w.shape, backwards))
 
 
-def _window_padded(g: Node, axis: int, blocks: int, steps: int, dilation: int, like: Node) -> Node:
+def _window_padded(g: Node, axis: int, blocks: int, steps: int, dilation: int) -> Node:
     """Window g so that place q and tap t (backwards) read g[q - t*dilation], zeros outside."""
     rank = len(g.shape)
     low = tuple((steps - 1) * dilation if k == axis else 0 for k in range(rank))
     high = tuple(blocks - g.shape[axis] if k == axis else 0 for k in range(rank))
-    g = node(Op.PAD, (g,), (low, high, (0,) * rank), like=like)
-    return node(Op.WINDOW, (g,), (axis, steps, 1, dilation), like=like)
+    g = node(Op.PAD, (g,), (low, high, (0,) * rank))
+    return node(Op.WINDOW, (g,), (axis, steps, 1, dilation))
 
 
-def _merge_axes(y: Node, groups: Sequence[Labels], n: Node) -> Node:
+def _merge_axes(y: Node, groups: Sequence[Labels], shape: tuple[int, ...]) -> Node:
     sizes = iter(y.shape)
-    y = _reshape(y, tuple(math.prod(next(sizes) for _ in group) for group in groups), n)
-    if y.shape == n.shape:
+    y = _reshape(y, tuple(math.prod(next(sizes) for _ in group) for group in groups))
+    if y.shape == shape:
         return y
-    rank = len(n.shape)
-    return node(Op.SLICE, (y,), ((0,) * rank, n.shape, (1,) * rank), like=n)
+    return node(Op.SLICE, (y,), ((0,) * len(shape), shape, (1,) * len(shape)))
 
 
 RULES = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 from weakref import ref
 
@@ -88,10 +88,20 @@ def _forget(entry: _Entry) -> None:
             del _interned[entry.key]
 
 
+class _Deriving(local):
+    """What new nodes are made from: set by passes and autograd around what they build."""
+
+    source: Node | None = None
+
+
+deriving = _Deriving()
+
+
 def node(op: Op, src: tuple[Node, ...] = (), attrs: tuple = (), like: Node | None = None) -> Node:
     """The node `op(src, attrs)`: an existing one, or a new one with its type inferred.
 
-    `like` gives the origin of a node that stands for another; else it is the user's line.
+    `like`, or else `deriving.source`, gives the origin of a node that stands for another or is
+    derived from it; without either it is the user's line.
     Raises what the op's type rule raises, and ShapeError for sources on different devices.
     """
     key = (op, src, attrs)
@@ -104,6 +114,7 @@ def node(op: Op, src: tuple[Node, ...] = (), attrs: tuple = (), like: Node | Non
     new.op, new.src, new.attrs = key
     new.shape, new.dtype = OPS[op].infer(src, attrs)
     new.device = _device(op, src, attrs)
+    like = like or deriving.source
     new.origin = caller_origin() if like is None else like.origin
     return _intern(key, new)
 

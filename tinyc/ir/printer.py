@@ -59,11 +59,11 @@ def _attributes(n: Node) -> list[str]:
 
 
 def _constant(n: Node) -> list[str]:
-    """The value where reading it gives the same bits, the bits for other NaNs."""
+    """The shortest text of the value where that gives the same bits, the bits for other NaNs."""
     dtype, bits = n.attrs
-    if encode(n.value, dtype) == bits:
-        return [repr(dtype), repr(n.value)]
-    return [repr(dtype), f"bits={bits:#x}"]
+    value = str(dtype.np.type(n.value))
+    read = float(value) if dtype.is_float else n.value
+    return [repr(dtype), value if encode(read, dtype) == bits else f"bits={bits:#x}"]
 
 
 def _literal(value: Any) -> str:

@@ -1,8 +1,8 @@
 """The engine that applies named rewrite rules to a graph, from the leaves up, until none fires.
 
 A rule is a plain function from a node to its replacement, or None where it does not apply. Its
-docstring is one line, ``before -> after``. There is no pattern language: rules are read, typed
-and stepped through as any other function.
+docstring is one line, ``before -> after``. What it builds gets the user's line of the node. There
+is no pattern language: rules are read, typed and stepped through as any other function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tinyc import config
 from tinyc.diagnostics import Origin, VerifyError, debug_line, format_origin
-from tinyc.ir.node import Node, node, toposort
+from tinyc.ir.node import Node, deriving, node, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.printer import brief
 
@@ -73,7 +73,10 @@ def rewrite(
     order = toposort(outputs)
     engine = _Engine(rules, [] if firings is None else firings, fuel or 1000 + 50 * len(order))
     engine.count_users(order, outputs)
-    return tuple(engine.normal_form(out) for out in outputs)
+    try:
+        return tuple(engine.normal_form(out) for out in outputs)
+    finally:
+        deriving.source = None
 
 
 class _Engine:
@@ -132,8 +135,9 @@ class _Engine:
     def _step(self, n: Node) -> Node:
         """Put a node on the normal forms of its sources, or, if it is, fire one rule."""
         done = self.done
+        deriving.source = n
         if any(done[s] is not s for s in n.src):
-            moved = node(n.op, tuple(done[s] for s in n.src), n.attrs, like=n)
+            moved = node(n.op, tuple(done[s] for s in n.src), n.attrs)
             self.users[moved] = self.users.get(moved, 0) + self.users.get(n, 1)
             return moved
         for entry in self.rules.get(n.op, ()):

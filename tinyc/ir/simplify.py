@@ -46,15 +46,11 @@ def _is(n: Node, value: Scalar) -> bool:
 
 def _full(n: Node, constant: Node) -> Node:
     """An array of one value in the shape of n."""
-    return _expand(constant, n.shape, (), n)
+    return _expand(constant, n.shape, ())
 
 
-def _expand(x: Node, shape: tuple[int, ...], axes: tuple[int, ...], like: Node) -> Node:
-    return x if x.shape == shape else node(Op.EXPAND, (x,), (shape, axes), like=like)
-
-
-def _op(op: Op, src: tuple[Node, ...], attrs: tuple = (), *, like: Node) -> Node:
-    return node(op, src, attrs, like=like)
+def _expand(x: Node, shape: tuple[int, ...], axes: tuple[int, ...]) -> Node:
+    return x if x.shape == shape else node(Op.EXPAND, (x,), (shape, axes))
 
 
 # Constants.
@@ -72,12 +68,12 @@ def fold_constants(n: Node) -> Node | None:
     operands = tuple(constant for s in n.src if (constant := _uniform(s)) is not None)
     if len(operands) < len(n.src):
         return None
-    scalar = node(n.op, operands, n.attrs, like=n)
+    scalar = node(n.op, operands, n.attrs)
     with np.errstate(all="ignore"):
         values = [np.array(c.value, c.dtype.np) for c in operands]
         result = np.asarray(EVAL[n.op](scalar, *values), n.dtype.np)
     bits = int.from_bytes(result.tobytes(), "little")
-    return _full(n, node(Op.CONST, (), (n.dtype, bits), like=n))
+    return _full(n, node(Op.CONST, (), (n.dtype, bits)))
 
 
 @rule(Op.RESHAPE, Op.PERMUTE, Op.SLICE, Op.WINDOW, Op.EXPAND)
@@ -146,7 +142,7 @@ def mul_minus_one(n: Node) -> Node | None:
     if not n.dtype.is_float:
         return None
     rest = _without(n, -1)
-    return None if rest is None else _op(Op.NEG, (rest,), like=n)
+    return None if rest is None else node(Op.NEG, (rest,))
 
 
 @rule(Op.DIV)
@@ -162,8 +158,8 @@ def div_by_power_of_two(n: Node) -> Node | None:
     bits = encode(inverse, n.dtype)
     if decode(bits, n.dtype) != inverse:
         return None
-    factor = _full(n, node(Op.CONST, (), (n.dtype, bits), like=n))
-    return _op(Op.MUL, (n.src[0], factor), like=n)
+    factor = _full(n, node(Op.CONST, (), (n.dtype, bits)))
+    return node(Op.MUL, (n.src[0], factor))
 
 
 @rule(Op.POW)
@@ -172,12 +168,12 @@ def pow_small(n: Node) -> Node | None:
     x, exponent = n.src[0], _value(n.src[1])
     if exponent == 0 or exponent == -1:
         one = _full(n, b.const(1, n.dtype))
-        return one if exponent == 0 else _op(Op.DIV, (one, x), like=n)
+        return one if exponent == 0 else node(Op.DIV, (one, x))
     if exponent not in (1, 2, 3):
         return None
     power = x
     for _ in range(int(exponent) - 1):
-        power = _op(Op.MUL, (power, x), like=n)
+        power = node(Op.MUL, (power, x))
     return power
 
 
@@ -192,9 +188,9 @@ def add_neg(n: Node) -> Node | None:
     """x + neg(y) -> x - y, neg(x) + y -> y - x, x - neg(y) -> x + y"""
     x, y = n.src
     if y.op is Op.NEG:
-        return _op(Op.SUB if n.op is Op.ADD else Op.ADD, (x, y.src[0]), like=n)
+        return node(Op.SUB if n.op is Op.ADD else Op.ADD, (x, y.src[0]))
     if n.op is Op.ADD and x.op is Op.NEG:
-        return _op(Op.SUB, (y, x.src[0]), like=n)
+        return node(Op.SUB, (y, x.src[0]))
     return None
 
 
@@ -207,7 +203,7 @@ def regroup_integers(n: Node) -> Node | None:
     x, constant = inner.src
     if _uniform(constant) is None:
         return None
-    return _op(n.op, (x, _op(n.op, (constant, outer), like=n)), like=n)
+    return node(n.op, (x, node(n.op, (constant, outer))))
 
 
 @rule(Op.ADD, Op.MUL, Op.AND, Op.OR, Op.XOR)
@@ -216,7 +212,7 @@ def constant_last(n: Node) -> Node | None:
     x, y = n.src
     if _uniform(x) is None or _uniform(y) is not None:
         return None
-    return _op(n.op, (y, x), like=n)
+    return node(n.op, (y, x))
 
 
 @rule(Op.MAX, Op.AND, Op.OR)
@@ -254,7 +250,7 @@ def where_known(n: Node) -> Node | None:
     if known is not None:
         return yes if known else no
     if condition.op is Op.XOR and _is(condition.src[1], True):
-        return _op(Op.WHERE, (condition.src[0], no, yes), like=n)
+        return node(Op.WHERE, (condition.src[0], no, yes))
     return None
 
 
@@ -293,7 +289,7 @@ def cast_chain(n: Node) -> Node | None:
         return None
     x = inner.src[0]
     if _lossless(x.dtype, inner.dtype) or _only_wraps(n):
-        return _op(Op.CAST, (x,), n.attrs, like=n)
+        return node(Op.CAST, (x,), n.attrs)
     return None
 
 
@@ -324,7 +320,7 @@ def reshape_chain(n: Node) -> Node | None:
     adds_ones = inner.op is Op.EXPAND and math.prod(inner.shape) == math.prod(inner.src[0].shape)
     if inner.op is not Op.RESHAPE and not adds_ones:
         return None
-    return _op(Op.RESHAPE, (inner.src[0],), n.attrs, like=n)
+    return node(Op.RESHAPE, (inner.src[0],), n.attrs)
 
 
 @rule(Op.RESHAPE)
@@ -339,7 +335,7 @@ def reshape_adds_ones(n: Node) -> Node | None:
             return None
     if len(axes) < len(x.shape):
         return None
-    return _op(Op.EXPAND, (x,), (n.shape, tuple(axes)), like=n)
+    return node(Op.EXPAND, (x,), (n.shape, tuple(axes)))
 
 
 @rule(Op.PERMUTE)
@@ -349,7 +345,7 @@ def permute_chain(n: Node) -> Node | None:
     if inner.op is not Op.PERMUTE:
         return None
     perm = tuple(inner.attrs[0][axis] for axis in n.attrs[0])
-    return _op(Op.PERMUTE, (inner.src[0],), (perm,), like=n)
+    return node(Op.PERMUTE, (inner.src[0],), (perm,))
 
 
 @rule(Op.EXPAND)
@@ -359,7 +355,7 @@ def expand_chain(n: Node) -> Node | None:
     if inner.op is not Op.EXPAND:
         return None
     axes = tuple(n.attrs[1][axis] for axis in inner.attrs[1])
-    return _op(Op.EXPAND, (inner.src[0],), (n.attrs[0], axes), like=n)
+    return node(Op.EXPAND, (inner.src[0],), (n.attrs[0], axes))
 
 
 @rule(Op.SLICE)
@@ -374,7 +370,7 @@ def slice_chain(n: Node) -> Node | None:
         s0 + t0 * s if size else 0 for s0, t0, s, size in zip(starts0, steps0, starts, sizes)
     )
     step = tuple(t0 * t for t0, t in zip(steps0, steps))
-    return _op(Op.SLICE, (inner.src[0],), (first, sizes, step), like=n)
+    return node(Op.SLICE, (inner.src[0],), (first, sizes, step))
 
 
 @rule(Op.PAD)
@@ -385,7 +381,7 @@ def pad_chain(n: Node) -> Node | None:
         return None
     low = tuple(p + q for p, q in zip(n.attrs[0], inner.attrs[0]))
     high = tuple(p + q for p, q in zip(n.attrs[1], inner.attrs[1]))
-    return _op(Op.PAD, (inner.src[0],), (low, high, n.attrs[2]), like=n)
+    return node(Op.PAD, (inner.src[0],), (low, high, n.attrs[2]))
 
 
 @rule(Op.SLICE)
@@ -403,15 +399,15 @@ def slice_of_pad(n: Node) -> Node | None:
         sizes.append(end - begin)
         lows.append(min(max(-first, 0), size))
         highs.append(size - (end - begin) - lows[-1])
-    cut = _slice(x, starts, sizes, n)
-    return _op(Op.PAD, (cut,), (tuple(lows), tuple(highs), inner.attrs[2]), like=n)
+    cut = _slice(x, starts, sizes)
+    return node(Op.PAD, (cut,), (tuple(lows), tuple(highs), inner.attrs[2]))
 
 
-def _slice(x: Node, starts: Sequence[int], sizes: Sequence[int], like: Node) -> Node:
+def _slice(x: Node, starts: Sequence[int], sizes: Sequence[int]) -> Node:
     if tuple(sizes) == x.shape:
         return x
     attrs = (tuple(starts), tuple(sizes), (1,) * len(x.shape))
-    return _op(Op.SLICE, (x,), attrs, like=like)
+    return node(Op.SLICE, (x,), attrs)
 
 
 @rule(Op.SLICE)
@@ -428,8 +424,8 @@ def slice_of_expand(n: Node) -> Node | None:
         tuple(default if r else attr[a] for r, a in zip(repeated, axes))
         for attr, default in zip(n.attrs, (0, 1, 1))
     )
-    cut = _op(Op.SLICE, (x,), (starts, sizes, steps), like=n)
-    return _op(Op.EXPAND, (cut,), (n.shape, axes), like=n)
+    cut = node(Op.SLICE, (x,), (starts, sizes, steps))
+    return node(Op.EXPAND, (cut,), (n.shape, axes))
 
 
 @rule(Op.SLICE)
@@ -447,8 +443,21 @@ def slice_of_window(n: Node) -> Node | None:
         (*values[:axis], mine, *values[axis + 1 : -1])
         for values, mine in zip(n.attrs, (start, span, 1))
     )
-    x = _op(Op.SLICE, inner.src, cut, like=n)
-    return _op(Op.WINDOW, (x,), (axis, sizes[-1], gap, reach), like=n)
+    x = node(Op.SLICE, inner.src, cut)
+    return node(Op.WINDOW, (x,), (axis, sizes[-1], gap, reach))
+
+
+@rule(Op.PAD)
+def pad_of_window(n: Node) -> Node | None:
+    """pad(window x) -> window(pad x)    of other axes, so that paddings meet"""
+    inner = n.src[0]
+    if inner.op is not Op.WINDOW:
+        return None
+    axis = inner.attrs[0]
+    if any(widths[axis] or widths[-1] for widths in n.attrs):
+        return None
+    x = node(Op.PAD, inner.src, tuple(widths[:-1] for widths in n.attrs))
+    return node(Op.WINDOW, (x,), inner.attrs)
 
 
 @rule(Op.WINDOW)
@@ -459,8 +468,8 @@ def window_of_one(n: Node) -> Node | None:
         return None
     shape = n.shape[:-1]
     steps = tuple(stride if k == axis else 1 for k in range(len(shape)))
-    x = _op(Op.SLICE, n.src, ((0,) * len(shape), shape, steps), like=n)
-    return _op(Op.EXPAND, (x,), (n.shape, tuple(range(len(shape)))), like=n)
+    x = node(Op.SLICE, n.src, ((0,) * len(shape), shape, steps))
+    return node(Op.EXPAND, (x,), (n.shape, tuple(range(len(shape)))))
 
 
 @rule(Op.FOLD)
@@ -470,11 +479,11 @@ def fold_of_one(n: Node) -> Node | None:
     x = n.src[0]
     if x.shape[-1] != 1 or x.shape[axis] == 0:
         return None
-    x = _op(Op.RESHAPE, (x,), (x.shape[:-1],), like=n)
+    x = node(Op.RESHAPE, (x,), (x.shape[:-1],))
     high = extent - 1 - (x.shape[axis] - 1) * stride
     none = (0,) * len(x.shape)
     attrs = (none, _with(none, axis, high), _with(none, axis, stride - 1))
-    return _op(Op.PAD, (x,), attrs, like=n)
+    return node(Op.PAD, (x,), attrs)
 
 
 def _with(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
@@ -496,7 +505,7 @@ def slice_of_cat(n: Node) -> Node | None:
         extent = piece.shape[axis]
         if all(offset <= end < offset + extent for end in ends):
             moved = (*starts[:axis], starts[axis] - offset, *starts[axis + 1 :])
-            return _op(Op.SLICE, (piece,), (moved, sizes, steps), like=n)
+            return node(Op.SLICE, (piece,), (moved, sizes, steps))
         offset += extent
     return None
 
@@ -510,7 +519,7 @@ def cat_of_one(n: Node) -> Node | None:
         return pieces[0]
     if not pieces:
         return n.src[0]
-    return None if len(pieces) == len(n.src) else _op(Op.CAT, pieces, n.attrs, like=n)
+    return None if len(pieces) == len(n.src) else node(Op.CAT, pieces, n.attrs)
 
 
 @rule(*_FOLDABLE, Op.WHERE)
@@ -523,10 +532,10 @@ def elementwise_of_expand(n: Node) -> Node | None:
     if any(s.attrs != attrs or s.src[0].shape != shape for s in spread):
         return None
     operands = tuple(
-        s.src[0] if constant is None else _expand(constant, shape, (), n)
+        s.src[0] if constant is None else _expand(constant, shape, ())
         for s, constant in ((s, _uniform(s)) for s in n.src)
     )
-    return _op(Op.EXPAND, (_op(n.op, operands, n.attrs, like=n),), attrs, like=n)
+    return node(Op.EXPAND, (node(n.op, operands, n.attrs),), attrs)
 
 
 # Reductions.
@@ -541,12 +550,12 @@ def reduce_of_ones(n: Node) -> Node | None:
     if len(real) == len(axes):
         return None
     shape = tuple(size for axis, size in enumerate(x.shape) if axis not in axes or axis in real)
-    x = _op(Op.RESHAPE, (x,), (shape,), like=n)
+    x = node(Op.RESHAPE, (x,), (shape,))
     if not real:
         return x
     dropped = [axis for axis in axes if axis not in real]
     moved = tuple(axis - sum(d < axis for d in dropped) for axis in real)
-    return _op(Op.REDUCE, (x,), (kind, moved), like=n)
+    return node(Op.REDUCE, (x,), (kind, moved))
 
 
 @rule(Op.REDUCE, sole=True)
@@ -559,7 +568,16 @@ def reduce_of_reduce(n: Node) -> Node | None:
     x, gone = inner.src[0], inner.attrs[1]
     left = [axis for axis in range(len(x.shape)) if axis not in gone]
     merged = tuple(sorted({*gone, *(left[axis] for axis in axes)}))
-    return _op(Op.REDUCE, (x,), (kind, merged), like=n)
+    return node(Op.REDUCE, (x,), (kind, merged))
+
+
+@rule(Op.REDUCE)
+def sum_of_neg(n: Node) -> Node | None:
+    """sum(neg x) -> neg(sum x)    exact, and negates less"""
+    x = n.src[0]
+    if n.attrs[0] != "sum" or x.op is not Op.NEG:
+        return None
+    return node(Op.NEG, (node(Op.REDUCE, x.src, n.attrs),))
 
 
 @rule(Op.REDUCE)
@@ -572,9 +590,9 @@ def reduce_of_permute(n: Node) -> Node | None:
     perm = inner.attrs[0]
     gone = {perm[axis] for axis in axes}
     left = [axis for axis in range(len(perm)) if axis not in gone]
-    reduced = _op(Op.REDUCE, (inner.src[0],), (kind, tuple(sorted(gone))), like=n)
+    reduced = node(Op.REDUCE, (inner.src[0],), (kind, tuple(sorted(gone))))
     order = tuple(left.index(p) for axis, p in enumerate(perm) if axis not in axes)
-    return _op(Op.PERMUTE, (reduced,), (order,), like=n)
+    return node(Op.PERMUTE, (reduced,), (order,))
 
 
 @rule(Op.REDUCE)
@@ -590,13 +608,13 @@ def reduce_of_expand(n: Node) -> Node | None:
     if repeats == 0 or not set(axes) - real or not _holds(repeats, n.dtype):
         return None
     gone = tuple(k for k, a in enumerate(placed) if a in axes)
-    y = _op(Op.REDUCE, (x,), (kind, gone), like=n) if gone else x
+    y = node(Op.REDUCE, (x,), (kind, gone)) if gone else x
     if kind == "sum" and repeats > 1:
         factor = _full(y, b.const(repeats, n.dtype))
-        y = _op(Op.MUL, (y, factor), like=n)
+        y = node(Op.MUL, (y, factor))
     kept = [a for a in placed if a not in axes]
     moved = tuple(a - sum(axis < a for axis in axes) for a in kept)
-    return _expand(y, n.shape, moved, n)
+    return _expand(y, n.shape, moved)
 
 
 def _holds(count: int, dtype: DType) -> bool:
@@ -651,12 +669,14 @@ RULES = (
     slice_of_expand,
     slice_of_window,
     slice_of_cat,
+    pad_of_window,
     window_of_one,
     fold_of_one,
     elementwise_of_expand,
     cat_of_one,
     reduce_of_ones,
     reduce_of_expand,
+    sum_of_neg,
     reduce_of_permute,
     reduce_of_reduce,
     detach_done,
