@@ -1,0 +1,354 @@
+"""C text of the elementwise functions that the C library has no vector form of.
+
+Every function is scalar, inlined and without branches, so that a compiler turns a loop
+around it into vector code; at most 4 units in the last place from the exact value for all f32
+arguments, zeros, infinities, NaN and denormals included (`tests/codegen/test_mathfn.py`).
+f64 functions call the C library.
+
+Polynomials are minimax fits of our own (Remez exchange in 40 digits, coefficients rounded to f32
+one by one, the later ones fitted again after each). Where a method is known by a name, its source:
+- two-step argument reduction: Cody and Waite, Software Manual for the Elementary Functions, 1980;
+- rounding by adding 1.5 * 2**23: Hecker, Let's Get to the (Floating) Point, 1996;
+- 2/pi by exponent, so that large angles are exact: Payne and Hanek, SIGNUM Newsletter 18, 1983;
+- log of a mantissa in [sqrt(1/2), sqrt(2)) as m - m^2/2 + m^3 P(m): Moshier's Cephes library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tinyc.ir.ops import Op
+
+
+@dataclass(frozen=True)
+class MathFn:
+    """A function of the prelude.
+
+    `name` is what C code calls, `source` defines it ("" for a builtin of the compiler), `needs`
+    names the helpers that `source` calls, `libm` says whether the C library is called.
+    """
+
+    name: str
+    source: str
+    needs: tuple[str, ...]
+    libm: bool
+
+
+def prelude(used: Iterable[tuple[Op, str]]) -> str:
+    """The C text that the functions `used`, pairs (op, dtype name), need; each piece once."""
+    wanted = set(used)
+    pieces: dict[str, str] = {}
+    for key, fn in MATH.items():
+        if key in wanted and fn.source:
+            pieces.setdefault("", INLINE)
+            _add_helpers(fn.needs, pieces)
+            pieces[fn.name] = fn.source
+    return "\n".join(pieces.values())
+
+
+def _add_helpers(names: tuple[str, ...], pieces: dict[str, str]) -> None:
+    for name in names:
+        source, needs = HELPERS[name]
+        _add_helpers(needs, pieces)
+        pieces.setdefault(name, source)
+
+
+# -- helpers -------------------------------------------------------------------------------------
+
+# Out of line, one call would keep its whole loop from becoming vector code.
+INLINE = "#define TC_INLINE static inline __attribute__((always_inline))\n"
+
+BITS_F32 = """\
+TC_INLINE unsigned tc_bits_f32(float x) {
+  unsigned b;
+  __builtin_memcpy(&b, &x, 4);
+  return b;
+}
+TC_INLINE float tc_from_bits_f32(unsigned b) {
+  float x;
+  __builtin_memcpy(&x, &b, 4);
+  return x;
+}
+"""
+
+BITS_F64 = """\
+TC_INLINE unsigned long long tc_bits_f64(double x) {
+  unsigned long long b;
+  __builtin_memcpy(&b, &x, 8);
+  return b;
+}
+TC_INLINE double tc_from_bits_f64(unsigned long long b) {
+  double x;
+  __builtin_memcpy(&x, &b, 8);
+  return x;
+}
+"""
+
+# x = n ln2 + r, |r| <= ln2 / 2. The two parts of ln2 make n * hi exact without a fused multiply.
+EXP_REDUCE_F32 = """\
+TC_INLINE float tc_exp_reduce_f32(float x, int *n) {
+  float t = x * 1.44269504f + 12582912.0f;
+  float k = t - 12582912.0f;
+  *n = (int)(tc_bits_f32(t) - 0x4b400000u);
+  float r = x - k * 0.693145752f;
+  return r - k * 1.42860677e-6f;
+}
+"""
+
+# exp(r) for |r| <= ln2 / 2, relative error 2^-28.
+EXP_POLY_F32 = """\
+TC_INLINE float tc_exp_poly_f32(float r) {
+  float p = 0x1.6afe72p-10f;
+  p = p * r + 0x1.124496p-7f;
+  p = p * r + 0x1.555826p-5f;
+  p = p * r + 0x1.555482p-3f;
+  p = p * r + 0x1.fffffcp-2f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+"""
+
+POW2_F32 = """\
+TC_INLINE float tc_pow2_f32(int n) { return tc_from_bits_f32((unsigned)(n + 127) << 23); }
+"""
+
+COPYSIGN_F32 = """\
+TC_INLINE float tc_copysign_f32(float size, float sign) {
+  return tc_from_bits_f32((tc_bits_f32(size) & 0x7fffffffu) | (tc_bits_f32(sign) & 0x80000000u));
+}
+"""
+
+# |x| = m 2^k with |m| < 2^24: then |x| 2/pi mod 4 = m * table[k] mod 4. The first part of an entry
+# has 29 bits, so that its product with m is exact in a double; the second has all that matter.
+TRIG_F32 = """\
+TC_INLINE float tc_trig_f32(float x, unsigned shift) {
+  unsigned b = tc_bits_f32(x) & 0x7fffffffu;
+  int k = (int)(b >> 23) - 150;
+  k = k > 0 ? k : 0;
+  double m = tc_from_bits_f32(b) * tc_from_bits_f32((unsigned)(127 - k) << 23);
+  double hi = m * tc_two_over_pi[2 * k];
+  double lo = m * tc_two_over_pi[2 * k + 1];
+  double n = ((hi + lo) + 6755399441055744.0) - 6755399441055744.0;
+  float r = (float)(((hi - n) + lo) * 1.5707963267948966);
+  unsigned q = (unsigned)(int)n + shift;
+  float z = r * r;
+  float s = -0x1.991c32p-13f;
+  s = s * z + 0x1.1106c6p-7f;
+  s = s * z - 0x1.555544p-3f;
+  s = (s * z) * r + r;
+  float c = 0x1.99e42cp-16f;
+  c = c * z - 0x1.6c0c20p-10f;
+  c = c * z + 0x1.55554ap-5f;
+  c = (c * z) * z + (1.0f - 0.5f * z);
+  float y = (q & 1u) ? c : s;
+  y = tc_from_bits_f32(tc_bits_f32(y) ^ ((q & 2u) << 30));
+  return b < 0x7f800000u ? y : x - x;
+}
+"""
+
+# 2/pi as a fraction of 2^240.
+_TWO_OVER_PI = 0xA2F9836E4E441529FC2757D1F534DDC0DB6295993C439041FE5163ABDEBB
+
+
+def _two_over_pi_table() -> str:
+    """For k = 0..105, two parts of 2**k * 2/pi mod 4; the last one is for infinities and NaN."""
+    rows = []
+    for k in range(106):
+        window = (_TWO_OVER_PI << k) % (4 << 240)
+        hi = window >> (240 - 27)
+        lo = window - (hi << (240 - 27))
+        rows.append(f"  {float(hi) * 2.0**-27!r}, {lo / 2**240!r},\n")
+    return "static const double tc_two_over_pi[212] = {\n" + "".join(rows) + "};\n"
+
+
+HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bits_f32": (BITS_F32, ()),
+    "bits_f64": (BITS_F64, ()),
+    "exp_reduce_f32": (EXP_REDUCE_F32, ("bits_f32",)),
+    "exp_poly_f32": (EXP_POLY_F32, ()),
+    "pow2_f32": (POW2_F32, ("bits_f32",)),
+    "copysign_f32": (COPYSIGN_F32, ("bits_f32",)),
+    "two_over_pi": (_two_over_pi_table(), ()),
+    "trig_f32": (TRIG_F32, ("bits_f32", "bits_f64", "two_over_pi")),
+}
+
+# -- functions of f32 ----------------------------------------------------------------------------
+
+# Scaling in two steps keeps denormal results right. Comparisons are written so that NaN stays.
+EXP_F32 = """\
+TC_INLINE float tc_exp_f32(float x) {
+  x = x < -104.0f ? -104.0f : x;
+  x = x > 89.0f ? 89.0f : x;
+  int n;
+  float r = tc_exp_reduce_f32(x, &n);
+  int half = n >> 1;
+  return tc_exp_poly_f32(r) * tc_pow2_f32(half) * tc_pow2_f32(n - half);
+}
+"""
+
+LOG_F32 = """\
+TC_INLINE float tc_log_f32(float x) {
+  int tiny = x < 1.17549435e-38f;
+  float scaled = tiny ? x * 8388608.0f : x;
+  unsigned i = tc_bits_f32(scaled) - 0x3f3504f3u;
+  float k = (float)(((int)i >> 23) - (tiny ? 23 : 0));
+  float m = tc_from_bits_f32((i & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  float p = -0x1.39969cp-4f;
+  p = p * m + 0x1.057720p-3f;
+  p = p * m - 0x1.0d7676p-3f;
+  p = p * m + 0x1.22d624p-3f;
+  p = p * m - 0x1.54723cp-3f;
+  p = p * m + 0x1.99a034p-3f;
+  p = p * m - 0x1.000228p-2f;
+  p = p * m + 0x1.555554p-2f;
+  float z = m * m;
+  float y = p * m * z + k * -2.12194440e-4f;
+  y = (m + (y - 0.5f * z)) + k * 0.693359375f;
+  y = x < __builtin_inff() ? y : x;
+  y = x == 0.0f ? -__builtin_inff() : y;
+  return x < 0.0f ? __builtin_nanf("") : y;
+}
+"""
+
+SIN_F32 = """\
+TC_INLINE float tc_sin_f32(float x) {
+  return tc_from_bits_f32(tc_bits_f32(tc_trig_f32(x, 0u)) ^ (tc_bits_f32(x) & 0x80000000u));
+}
+"""
+
+COS_F32 = """\
+TC_INLINE float tc_cos_f32(float x) { return tc_trig_f32(x, 1u); }
+"""
+
+# e / (e + 2) with e = exp(2|x|) - 1, whose polynomial has a small relative error near 0.
+TANH_F32 = """\
+TC_INLINE float tc_tanh_f32(float x) {
+  float a = tc_from_bits_f32(tc_bits_f32(x) & 0x7fffffffu);
+  a = a > 9.02f ? 9.02f : a;
+  int n;
+  float r = tc_exp_reduce_f32(a + a, &n);
+  float p = 0x1.9c9c5cp-13f;
+  p = p * r + 0x1.6d525cp-10f;
+  p = p * r + 0x1.111398p-7f;
+  p = p * r + 0x1.5554e6p-5f;
+  p = p * r + 0x1.555554p-3f;
+  p = p * r + 0.5f;
+  p = (r * r) * p + r;
+  float scale = tc_pow2_f32(n);
+  float e = p * scale + (scale - 1.0f);
+  return tc_copysign_f32(e / (e + 2.0f), x);
+}
+"""
+
+# Near 0 an odd polynomial; beyond, 1 - exp(-t Q(t)) with t Q(t) = -log(1 - erf(t)).
+ERF_F32 = """\
+TC_INLINE float tc_erf_f32(float x) {
+  float a = tc_from_bits_f32(tc_bits_f32(x) & 0x7fffffffu);
+  float z = x * x;
+  float s = -0x1.386bf4p-11f;
+  s = s * z + 0x1.46d836p-8f;
+  s = s * z - 0x1.b67bcep-6f;
+  s = s * z + 0x1.ce1984p-4f;
+  s = s * z - 0x1.8126e2p-2f;
+  s = s * z + 0x1.06eba6p-3f;
+  s = s * x + x;
+  float t = a > 3.95f ? 3.95f : a;
+  float q = 0x1.78ec06p-17f;
+  q = q * t - 0x1.527f10p-12f;
+  q = q * t + 0x1.dd6ea2p-9f;
+  q = q * t - 0x1.8551e6p-6f;
+  q = q * t + 0x1.b3259ep-4f;
+  q = q * t + 0x1.45328ap-1f;
+  q = q * t + 0x1.20ef1cp+0f;
+  int n;
+  float r = tc_exp_reduce_f32(-q * t, &n);
+  float far = 1.0f - tc_exp_poly_f32(r) * tc_pow2_f32(n);
+  return a > 0.925f ? tc_copysign_f32(far, x) : s;
+}
+"""
+
+# exp2(y log2|x|) in double precision: log2 by s = (m - 1) / (m + 1), error 2^-37; exp2, 2^-28.
+POW_F32 = """\
+TC_INLINE float tc_pow_f32(float x, float y) {
+  float a = tc_from_bits_f32(tc_bits_f32(x) & 0x7fffffffu);
+  int tiny = a < 1.17549435e-38f;
+  float scaled = tiny ? a * 8388608.0f : a;
+  unsigned i = tc_bits_f32(scaled) - 0x3f3504f3u;
+  double k = (double)(((int)i >> 23) - (tiny ? 23 : 0));
+  double m = tc_from_bits_f32((i & 0x007fffffu) + 0x3f3504f3u);
+  double s = (m - 1.0) / (m + 1.0);
+  double z = s * s;
+  double p = 0x1.5c6246679bbb9p-2;
+  p = p * z + 0x1.a5965815cd536p-2;
+  p = p * z + 0x1.27776752b3460p-1;
+  p = p * z + 0x1.ec709d45117d0p-1;
+  p = p * z + 2.8853900817779268;
+  double l = p * s + k;
+  l = a == 0.0f ? -__builtin_inf() : l;
+  l = a < __builtin_inff() ? l : a;
+  double w = (double)y * l;
+  w = w > 200.0 ? 200.0 : w;
+  w = w < -200.0 ? -200.0 : w;
+  double t = w + 6755399441055744.0;
+  double g = w - (t - 6755399441055744.0);
+  double e = 0x1.470b38a5dc804p-13;
+  e = e * g + 0x1.5f7275f77fb41p-10;
+  e = e * g + 0x1.3b270e6f928bbp-7;
+  e = e * g + 0x1.c6ae72e0a73fep-5;
+  e = e * g + 0x1.ebfbe2c53d155p-3;
+  e = e * g + 0x1.62e4311733c3dp-1;
+  e = e * g + 1.0;
+  float v = (float)tc_from_bits_f64(tc_bits_f64(e) + (tc_bits_f64(t) << 52));
+  float half = 0.5f * y;
+  int whole = __builtin_floorf(y) == y;
+  int odd = whole & (__builtin_floorf(half) != half);
+  v = a == 1.0f ? 1.0f : v;
+  v = tc_from_bits_f32(tc_bits_f32(v) | (odd ? tc_bits_f32(x) & 0x80000000u : 0u));
+  v = (x < 0.0f) & (a < __builtin_inff()) & !whole ? __builtin_nanf("") : v;
+  v = y != y ? y : v;
+  return (x == 1.0f) | (y == 0.0f) ? 1.0f : v;
+}
+"""
+
+FLOOR_F32 = """\
+TC_INLINE float tc_floor_f32(float x) { return __builtin_floorf(x); }
+"""
+
+SQRT_F32 = """\
+TC_INLINE float tc_sqrt_f32(float x) { return __builtin_sqrtf(x); }
+"""
+
+
+def _max_source(name: str, type_: str) -> str:
+    return (
+        f"TC_INLINE {type_} {name}({type_} a, {type_} b) "
+        "{ return (a > b || a != a) ? a : b; }\n"
+    )
+
+
+_BITS = ("bits_f32",)
+_EXP = ("exp_reduce_f32", "exp_poly_f32", "pow2_f32")
+
+MATH: dict[tuple[Op, str], MathFn] = {
+    (Op.EXP, "f32"): MathFn("tc_exp_f32", EXP_F32, _EXP, False),
+    (Op.LOG, "f32"): MathFn("tc_log_f32", LOG_F32, _BITS, False),
+    (Op.SIN, "f32"): MathFn("tc_sin_f32", SIN_F32, ("trig_f32",), False),
+    (Op.COS, "f32"): MathFn("tc_cos_f32", COS_F32, ("trig_f32",), False),
+    (Op.TANH, "f32"): MathFn("tc_tanh_f32", TANH_F32, (*_EXP, "copysign_f32"), False),
+    (Op.ERF, "f32"): MathFn("tc_erf_f32", ERF_F32, (*_EXP, "copysign_f32"), False),
+    (Op.POW, "f32"): MathFn("tc_pow_f32", POW_F32, ("bits_f32", "bits_f64"), False),
+    (Op.FLOOR, "f32"): MathFn("tc_floor_f32", FLOOR_F32, (), False),
+    (Op.SQRT, "f32"): MathFn("tc_sqrt_f32", SQRT_F32, (), False),
+    (Op.MAX, "f32"): MathFn("tc_max_f32", _max_source("tc_max_f32", "float"), (), False),
+    (Op.MAX, "f64"): MathFn("tc_max_f64", _max_source("tc_max_f64", "double"), (), False),
+    (Op.FLOOR, "f64"): MathFn("__builtin_floor", "", (), False),
+    (Op.SQRT, "f64"): MathFn("__builtin_sqrt", "", (), False),
+    (Op.EXP, "f64"): MathFn("__builtin_exp", "", (), True),
+    (Op.LOG, "f64"): MathFn("__builtin_log", "", (), True),
+    (Op.SIN, "f64"): MathFn("__builtin_sin", "", (), True),
+    (Op.COS, "f64"): MathFn("__builtin_cos", "", (), True),
+    (Op.TANH, "f64"): MathFn("__builtin_tanh", "", (), True),
+    (Op.ERF, "f64"): MathFn("__builtin_erf", "", (), True),
+    (Op.POW, "f64"): MathFn("__builtin_pow", "", (), True),
+}
