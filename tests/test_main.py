@@ -30,7 +30,7 @@ class TestDoctor:
         assert ", ".join(sections) == expected
 
     def test_every_switch_is_listed_with_its_source(self, monkeypatch):
-        monkeypatch.setenv("TINYC_FUSE", "0")
+        monkeypatch.setitem(config._environment, "fuse", False)
         with config.configure(fuse=False):
             text = doctor.render(doctor.examine())
         assert re.search(r"TINYC_FUSE +0 +\(environment\)", text)

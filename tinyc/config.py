@@ -93,8 +93,8 @@ def _parse(spec: Field[Any], text: str) -> Any:
     return text
 
 
-def read_environment(environ: Mapping[str, str]) -> Settings:
-    """Return the settings of an environment; a bad value or unknown name warns and is ignored."""
+def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the switches that an environment sets; bad values and unknown names only warn."""
     values: dict[str, Any] = {}
     known = {environment_name(spec.name): spec for spec in fields(Settings)}
     for name, spec in known.items():
@@ -109,10 +109,12 @@ def read_environment(environ: Mapping[str, str]) -> Settings:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             warnings.warn(f"unknown switch {name} is ignored{hint}", stacklevel=2)
-    return Settings(**values)
+    return values
 
 
-_current = read_environment(os.environ)
+_DEFAULTS = Settings()
+_environment = read_environment(os.environ)
+_current = Settings(**_environment)
 _epoch = 0
 
 
@@ -124,10 +126,9 @@ def current() -> Settings:
 def source(switch: str) -> str:
     """Say where a switch's value comes from: ``default``, ``environment`` or ``program``."""
     value = getattr(_current, switch)
-    if os.environ.get(environment_name(switch)):
-        if value == getattr(read_environment(os.environ), switch):
-            return "environment"
-    return "default" if value == getattr(Settings(), switch) else "program"
+    if switch in _environment and value == _environment[switch]:
+        return "environment"
+    return "default" if value == getattr(_DEFAULTS, switch) else "program"
 
 
 def epoch() -> int:

@@ -129,26 +129,26 @@ def compiler() -> list[Finding]:
 
 def processor() -> list[Finding]:
     """Return what the code generator knows of the CPU."""
+    from tinyc.runtime.cpu import cpu_count
     from tinyc.runtime.toolchain import cpu_features, float_lanes
 
     section = "processor"
     words = set(cpu_features().replace("=", " ").split())
     known = [name for name in FEATURES if name in words]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = config.current().threads or cores
+    threads = config.current().threads or cpu_count()
     vectors = f"{float_lanes()} f32 numbers ({', '.join(known) or 'no extension known here'})"
     return [
-        Finding(section, "cores", "good", f"{cores} usable, {threads} threads used"),
+        Finding(section, "cores", "good", f"{cpu_count()} usable of {os.cpu_count()}, {threads} threads used"),
         Finding(section, "vectors", "good", vectors),
     ]
 
 
 def devices() -> list[Finding]:
     """Return which devices can be chosen."""
+    from tinyc.runtime.device import default_device
     from tinyc.runtime.toolchain import find_compiler
 
     section = "devices"
-    current = config.current().device
     found = [Finding(section, "numpy", "good", "computes every graph, slowly, without a compiler")]
     try:
         find_compiler()
@@ -163,7 +163,7 @@ def devices() -> list[Finding]:
         fix = "" if version else pip_install(f"tinyc[{extra}]")
         text = f"{package} {version}" if version else f"{package} is not installed"
         found.append(Finding(section, name, "good" if version else "absent", text, fix))
-    return [*found, Finding(section, "in use", "good", current)]
+    return [*found, Finding(section, "in use", "good", default_device())]
 
 
 def cache() -> list[Finding]:
