@@ -258,3 +258,27 @@ def test_folds_of_contractions_keep_their_values(draw):
     inner = b.contract(*operands, *labels, (3, 0, 2))
     after, _ = check(b.fold(inner, 1, extent, stride, dilation))
     assert (Op.FOLD in ops(after)) == (stride > 1 and dilation > 1 and taps > 1)
+
+
+def attention(x, weights):
+    """Causal attention of one head over x [B, T, D], written out."""
+    q, k, v = (b.contract(x, w, (0, 1, 2), (3, 2), (0, 1, 3)) for w in weights)
+    scores = b.contract(q, k, (0, 1, 2), (0, 3, 2), (0, 1, 3))
+    rows = b.reshape(b.iota(x.shape[1]), (x.shape[1], 1))
+    scores = b.where(b.lt(rows, b.iota(x.shape[1])), -1e30, b.div(scores, 4.0))
+    exps = b.exp(b.sub(scores, b.max_(scores, 2, keepdims=True)))
+    share = b.div(exps, b.sum_(exps, 2, keepdims=True))
+    return b.contract(share, v, (0, 1, 2), (0, 2, 3), (0, 1, 3))
+
+
+def test_a_training_graph_keeps_its_values():
+    x, kernel = buffer(0, (2, 3, 6, 6)), buffer(1, (4, 3, 3, 3))
+    weights = [buffer(2 + k, (5, 16)) for k in range(3)]
+    hidden = conv(x, kernel, stride=(2, 1), padding=(1, 0))
+    hidden = b.where(b.le(hidden, 0.0), 0.0, hidden)
+    tokens = b.reshape(b.permute(hidden, (0, 2, 3, 1)), (2, 3, 16))
+    loss = b.sum_(b.tanh(attention(tokens, weights)))
+    grads = vjp([loss], [b.const(1.0, f64)], [x, kernel, *weights])
+    after, _ = check(loss, *grads)
+    assert Op.FOLD not in ops(after)
+    assert ops(after).count(Op.CONTRACT) == ops([loss, *grads]).count(Op.CONTRACT)
