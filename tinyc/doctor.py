@@ -138,7 +138,8 @@ def processor() -> list[Finding]:
     threads = config.current().threads or cpu_count()
     vectors = f"{float_lanes()} f32 numbers ({', '.join(known) or 'no extension known here'})"
     return [
-        Finding(section, "cores", "good", f"{cpu_count()} usable of {os.cpu_count()}, {threads} threads used"),
+        Finding(section, "cores", "good", f"{cpu_count()} usable of {os.cpu_count()}"),
+        Finding(section, "threads", "good", str(threads)),
         Finding(section, "vectors", "good", vectors),
     ]
 
