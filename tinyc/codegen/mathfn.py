@@ -25,8 +25,8 @@ from tinyc.ir.ops import Op
 class MathFn:
     """A function of the prelude.
 
-    `name` is what C code calls, `source` defines it ("" for a builtin of the compiler), `needs`
-    names the helpers that `source` calls, `libm` says whether the C library is called.
+    `name`, tc_<op>_<dtype>, is what C code calls, `source` defines it, `needs` names the helpers
+    that `source` calls, `libm` says whether the C library is called.
     """
 
     name: str
@@ -40,7 +40,7 @@ def prelude(used: Iterable[tuple[Op, str]]) -> str:
     wanted = set(used)
     pieces: dict[str, str] = {}
     for key, fn in MATH.items():
-        if key in wanted and fn.source:
+        if key in wanted:
             pieces.setdefault("", INLINE)
             _add_helpers(fn.needs, pieces)
             pieces[fn.name] = fn.source
@@ -320,11 +320,15 @@ TC_INLINE float tc_sqrt_f32(float x) { return __builtin_sqrtf(x); }
 """
 
 
-def _max_source(name: str, type_: str) -> str:
-    return (
-        f"TC_INLINE {type_} {name}({type_} a, {type_} b) "
-        "{ return (a > b || a != a) ? a : b; }\n"
-    )
+# -- functions of f64 ----------------------------------------------------------------------------
+
+
+def _library(op: Op, arity: int = 1) -> MathFn:
+    """tc_<op>_f64, a call of the C library; square roots and floors are instructions."""
+    name, builtin = f"tc_{op.value}_f64", f"__builtin_{op.value}"
+    parameters, call = ("double x", "x") if arity == 1 else ("double x, double y", "x, y")
+    source = f"TC_INLINE double {name}({parameters}) {{ return {builtin}({call}); }}\n"
+    return MathFn(name, source, (), op not in (Op.SQRT, Op.FLOOR))
 
 
 _BITS = ("bits_f32",)
@@ -340,15 +344,13 @@ MATH: dict[tuple[Op, str], MathFn] = {
     (Op.POW, "f32"): MathFn("tc_pow_f32", POW_F32, ("bits_f32", "bits_f64"), False),
     (Op.FLOOR, "f32"): MathFn("tc_floor_f32", FLOOR_F32, (), False),
     (Op.SQRT, "f32"): MathFn("tc_sqrt_f32", SQRT_F32, (), False),
-    (Op.MAX, "f32"): MathFn("tc_max_f32", _max_source("tc_max_f32", "float"), (), False),
-    (Op.MAX, "f64"): MathFn("tc_max_f64", _max_source("tc_max_f64", "double"), (), False),
-    (Op.FLOOR, "f64"): MathFn("__builtin_floor", "", (), False),
-    (Op.SQRT, "f64"): MathFn("__builtin_sqrt", "", (), False),
-    (Op.EXP, "f64"): MathFn("__builtin_exp", "", (), True),
-    (Op.LOG, "f64"): MathFn("__builtin_log", "", (), True),
-    (Op.SIN, "f64"): MathFn("__builtin_sin", "", (), True),
-    (Op.COS, "f64"): MathFn("__builtin_cos", "", (), True),
-    (Op.TANH, "f64"): MathFn("__builtin_tanh", "", (), True),
-    (Op.ERF, "f64"): MathFn("__builtin_erf", "", (), True),
-    (Op.POW, "f64"): MathFn("__builtin_pow", "", (), True),
+    (Op.EXP, "f64"): _library(Op.EXP),
+    (Op.LOG, "f64"): _library(Op.LOG),
+    (Op.SIN, "f64"): _library(Op.SIN),
+    (Op.COS, "f64"): _library(Op.COS),
+    (Op.TANH, "f64"): _library(Op.TANH),
+    (Op.ERF, "f64"): _library(Op.ERF),
+    (Op.POW, "f64"): _library(Op.POW, 2),
+    (Op.FLOOR, "f64"): _library(Op.FLOOR),
+    (Op.SQRT, "f64"): _library(Op.SQRT),
 }
