@@ -1,24 +1,166 @@
-"""From a graph to something that runs: the pass list, the program cache, execution."""
+"""From a graph to something that runs: the pass list, the program cache, execution.
+
+Read the four tuples of passes from top to bottom: that is the compiler. The comments between the
+entries say what holds from there on.
+"""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from tinyc import config
+from tinyc.codegen import c, cpu
+from tinyc.codegen.count import kernel_info
+from tinyc.codegen.lower import lower_nest
+from tinyc.diagnostics import Remark, debug_line, emit, format_origin
+from tinyc.ir import dtype as dtypes
 from tinyc.ir.evaluate import evaluate
-from tinyc.ir.node import Node, canonical_key
+from tinyc.ir.lift import lift
+from tinyc.ir.node import Node, canonical_key, toposort
 from tinyc.ir.ops import Op
+from tinyc.ir.plan import Plan, Program, Target
+from tinyc.ir.plan_text import plan_text
+from tinyc.ir.printer import to_text
+from tinyc.ir.simplify import simplify
+from tinyc.ir.verify import verify
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import get_device
+from tinyc.schedule.arrays import contract_arrays
+from tinyc.schedule.cost import CPU
+from tinyc.schedule.fuse import fuse
+from tinyc.schedule.memory import plan_memory
+from tinyc.schedule.stage import build_stages
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step: its name, what it does, and the function that does it."""
+
+    name: str
+    run: Callable[[Any, Target], Any]
+
+
+def fuse_stages(plan: Plan, target: Target) -> None:
+    plan.remarks += fuse(plan, target, config.current().fuse)
+
+
+def lower_stages(plan: Plan, target: Target) -> None:
+    plan.kernels = [lower_nest(plan, nest, target) for nest in plan.nests]
+
+
+def schedule_kernels(plan: Plan, target: Target) -> None:
+    plan.kernels = [cpu.schedule(kernel, target) for kernel in plan.kernels]
+
+
+GRAPH = (
+    # Nodes are typed and interned; the gradient is already inside.
+    Pass("simplify", lambda outputs, target: simplify(outputs)),
+    # Views are composed; constants are folded; no float algebra that could change NaN or inf.
+    Pass("lift", lambda outputs, target: lift(outputs)),
+    # Every sum of products is a contraction.
+)
+PLAN = (
+    Pass("stage", lambda plan, target: build_stages(plan, config.current().fuse)),
+    # Views are gone: every stored value is loops over one expression of reads.
+    Pass("fuse", fuse_stages),
+    # Every stage has its place in a loop tree; one tree is one kernel.
+    Pass("arrays", contract_arrays),
+    # What only one kernel uses has no dimension that its loops share, and no memory.
+    Pass("lower", lower_stages),
+    # Accesses are (storage, affine index); sums have accumulators.
+    Pass("schedule", schedule_kernels),
+    # Contractions are register tiles; innermost loops are independent or have lanes.
+    Pass("memory", lambda plan, target: plan_memory(plan)),
+    # Every storage has its place in the arena.
+)
+
+
+@dataclass
+class Compilation:
+    """What a compilation leaves behind for those who read it."""
+
+    outputs: tuple[Node, ...]
+    graph: tuple[Node, ...] = ()
+    plan: Plan | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
+               target: Target) -> Compilation:
+    """Graph -> plan with scheduled kernels and memory."""
+    done = Compilation(outputs)
+    check = config.current().check
+    for p in GRAPH:
+        before = outputs
+        outputs = timed(done, p, outputs, target)
+        if check:
+            verify(outputs)
+        show_change(p.name, before, outputs, to_text)
+    plan = done.plan = Plan(outputs, leaves, [])
+    done.graph = outputs
+    shows = config.current().debug.level >= 5
+    for p in PLAN:
+        text = plan_text(plan) if shows else ""
+        timed(done, p, plan, target)
+        if shows:
+            show_change(p.name, text, plan_text(plan), str)
+    for remark in plan.remarks:
+        emit(remark)
+    return done
+
+
+def timed(done: Compilation, p: Pass, value: Any, target: Target) -> Any:
+    start = time.perf_counter()
+    result = p.run(value, target)
+    done.seconds[p.name] = time.perf_counter() - start
+    return result
+
+
+def show_change(name: str, before: Any, after: Any, text: Callable[[Any], str]) -> None:
+    """DEBUG=5: what a pass changed, as a unified diff."""
+    if not config.current().debug.shows(5, pass_name=name):
+        return
+    import difflib
+
+    old, new = text(before).splitlines(), text(after).splitlines()
+    diff = list(difflib.unified_diff(old, new, f"before {name}", f"after {name}", lineterm="", n=1))
+    debug_line(5, "\n".join(diff) if diff else f"{name} (unchanged)", pass_name=name)
+
+
+def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
+                  target: Target) -> tuple[Program, Compilation]:
+    """Graph -> program: source text, memory plan, launch list, remarks."""
+    done = run_passes(tuple(outputs), tuple(leaves), target)
+    plan = done.plan
+    assert plan is not None
+    start = time.perf_counter()
+    source = c.program(plan.kernels, plan.slots)
+    infos = tuple(replace(kernel_info(k, nest), source=text)
+                  for k, nest, text in zip(plan.kernels, plan.nests, source.kernels))
+    done.seconds["render"] = time.perf_counter() - start
+    program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
+                      source.scratch_size, infos, tuple(plan.sites),
+                      tuple(r.to_dict() for r in plan.remarks))
+    return program, done
+
+
+# -- running -------------------------------------------------------------------------------------
 
 
 class NumpyExecutable:
     """Runs a graph through the numpy evaluator; leaves are bound by position."""
 
+    program: Program | None = None
+
     def __init__(self, outputs: tuple[Node, ...], leaves: tuple[Node, ...]):
         self.outputs = outputs
         self.uids = tuple(leaf.attrs[0] for leaf in leaves)
 
-    def run(self, buffers: Sequence[Buffer]) -> list[Buffer | None]:
+    def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; an ASSIGN stores in place and gives None."""
         memory = {uid: b.array for uid, b in zip(self.uids, buffers)}
         values = evaluate(self.outputs, memory)
@@ -33,6 +175,26 @@ class NumpyExecutable:
         return results
 
 
+class NativeExecutable:
+    """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs."""
+
+    def __init__(self, program: Program, native: Any, device: str):
+        self.program = program
+        self.native = native
+        self.device = device
+        self.fresh = tuple(None if o is None else (dtypes.DTYPES[o.dtype], o.shape)
+                           for o in program.outputs)
+
+    def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
+        """Compute every output; in-place updates store into the leaves and give None."""
+        outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
+        self.native.run([*buffers, *(b for b in outputs if b is not None)], times)
+        return outputs
+
+
+Executable = NumpyExecutable | NativeExecutable
+
+
 def assigned_uid(assign: Node) -> int:
     """The uid of the buffer that a chain of ASSIGN nodes stores to."""
     target = assign
@@ -41,19 +203,72 @@ def assigned_uid(assign: Node) -> int:
     return target.attrs[0]
 
 
-_programs: dict = {}
+_programs: dict[Any, Executable] = {}
+compilations = 0
 
 
-def compile_graph(outputs: Sequence[Node]):
+def compile_graph(outputs: Sequence[Node]) -> Executable:
     """The executable of a graph; graphs of equal structure share one."""
     key, leaves = canonical_key(outputs)
-    found = _programs.get(key)
+    return executable_for(key, outputs, leaves)
+
+
+def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) -> Executable:
+    """The executable with this canonical key, made if it is not known yet."""
+    settings = config.current()
+    device = device_of(outputs)
+    full = (key, device, settings.fuse, settings.bounds)
+    found = _programs.get(full)
     if found is None:
-        found = _programs[key] = NumpyExecutable(tuple(outputs), tuple(leaves))
+        found = _programs[full] = make_executable(tuple(outputs), tuple(leaves), device)
     return found
+
+
+def device_of(outputs: Sequence[Node]) -> str:
+    for out in outputs:
+        if out.device is not None:
+            return out.device
+    return config.current().device
+
+
+def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
+                    device: str) -> Executable:
+    """Compile a graph for a device."""
+    global compilations
+    compilations += 1
+    if device == "numpy":
+        return NumpyExecutable(outputs, leaves)
+    native = get_device(device)
+    start = time.perf_counter()
+    program, done = build_program(outputs, leaves, host_target())
+    middle = time.perf_counter()
+    executable = NativeExecutable(program, native.load(program), device)
+    report(outputs, program, middle - start, time.perf_counter() - middle)
+    return executable
+
+
+def host_target() -> Target:
+    """The CPU that runs: its vector width decides the register tile."""
+    from tinyc.runtime.toolchain import float_lanes
+
+    lanes = float_lanes()
+    return replace(CPU, lanes=lanes, registers=32 if lanes == 16 else 16)
+
+
+def report(outputs: tuple[Node, ...], program: Program, passes: float, compiling: float) -> None:
+    """DEBUG=1: one line for each compilation; DEBUG=4: the source."""
+    if config.current().debug.level < 1:
+        return
+    nodes = len(toposort(outputs))
+    debug_line(1, f"compiled {nodes} nodes -> {len(program.kernels)} kernels "
+                  f"[{format_origin(outputs[0].origin)}]  passes {passes * 1e3:.0f} ms, "
+                  f"compiler {compiling * 1e3:.0f} ms, arena {program.arena_size / 1024:.0f} KiB")
+    for kernel in program.kernels:
+        debug_line(4, kernel.source, kernel=kernel.name)
 
 
 def execute(outputs: Sequence[Node], memory: Mapping[int, Buffer]) -> list[Buffer | None]:
     """Compute `outputs`; leaves are looked up in `memory` by the uid of their buffer."""
-    _, leaves = canonical_key(outputs)
-    return compile_graph(outputs).run([memory[leaf.attrs[0]] for leaf in leaves])
+    key, leaves = canonical_key(outputs)
+    exe = executable_for(key, outputs, leaves)
+    return exe.run([memory[leaf.attrs[0]] for leaf in leaves])

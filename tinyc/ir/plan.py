@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
 
+from tinyc.diagnostics import Remark
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Expr, LoopKernel, Read, Storage
@@ -240,7 +241,9 @@ class Plan:
     stages: list[Stage]
     nests: list[Nest] = field(default_factory=list)
     mapping: dict[Stage, dict[Var, Var]] = field(default_factory=dict)
+    slots: list[Storage] = field(default_factory=list)
     storages: list[Storage] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
     kernels: list[LoopKernel] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     output_specs: tuple[OutputSpec | None, ...] = ()

@@ -163,16 +163,15 @@ class Builder:
         return s
 
 
-def build_stages(outputs: tuple[Node, ...], leaves: tuple[Node, ...], fuse: bool) -> Plan:
+def build_stages(plan: Plan, fuse: bool) -> None:
     """Lower a graph to stages in program order; fills `Plan.stages` and the program's slots."""
+    outputs = plan.outputs
     order = toposort(outputs)
-    plan = Plan(outputs, leaves, [])
     b = Builder(plan, choose_stored(outputs, order, fuse))
-    for i, leaf in enumerate(leaves):
+    for i, leaf in enumerate(plan.leaves):
         slot = Storage(f"in{i}", size_of(leaf), leaf.dtype, "slot")
-        plan.storages.append(slot)
-        b.slots[leaf.attrs[0]] = slot
-        b.place[leaf] = dense(slot, leaf.shape)
+        plan.slots.append(slot)
+        b.place[leaf] = dense(b.slots.setdefault(leaf.attrs[0], slot), leaf.shape)
     place_outputs(b, outputs)
     place_assigns(b, order)
     place_pieces(b, order)
@@ -186,7 +185,6 @@ def build_stages(outputs: tuple[Node, ...], leaves: tuple[Node, ...], fuse: bool
     copy_remaining_outputs(b)
     add_write_after_read(b)
     plan.stages = ordered(plan.stages)
-    return plan
 
 
 def dense(storage: Storage, shape: tuple[int, ...]) -> Buf:
@@ -201,7 +199,7 @@ def place_outputs(b: Builder, outputs: tuple[Node, ...]) -> None:
             specs.append(None)
             continue
         slot = Storage(f"out{i}", size_of(out), out.dtype, "slot")
-        b.plan.storages.append(slot)
+        b.plan.slots.append(slot)
         specs.append(OutputSpec(out.shape, out.dtype.name))
         if out in b.stored and out not in b.place:
             b.place[out] = dense(slot, out.shape)

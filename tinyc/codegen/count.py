@@ -1,0 +1,95 @@
+"""What a kernel executes: arithmetic, bytes and members, counted on its loop IR."""
+from __future__ import annotations
+
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import (
+    Apply, Contraction, Expr, For, If, Load, LoopKernel, MicroKernel, Stmt, Storage, Store, indices,
+    walk,
+)
+from tinyc.ir.ops import OPS, Op
+from tinyc.ir.plan import KernelInfo, Nest, Stage
+from tinyc.ir.plan_text import kernel_text
+
+FREE = (Op.CAST, Op.BITCAST, Op.WHERE)
+
+
+def kernel_info(kernel: LoopKernel, nest: Nest) -> KernelInfo:
+    """Members, arithmetic and memory traffic of one kernel, once all chunks have run."""
+    counter = Counter(kernel.chunks)
+    counter.block(kernel.body, 1, {})
+    counter.block(kernel.finish, 1, {})
+    stages = nest.stages()
+    moved = sum(min(n, s.size) * s.dtype.itemsize for s, n in counter.touched.items())
+    return KernelInfo(
+        kernel.name, tuple(member_text(s) for s in stages), kernel.origins, counter.flops, moved,
+        sum(s.nbytes for s in counter.scratch), kernel.chunks,
+        tuple(s.name for s in counter.read), tuple(s.name for s in counter.written),
+        kernel_text(kernel))
+
+
+def member_text(stage: Stage) -> str:
+    """A stage by name, shape and the line that made it."""
+    shape = ",".join(str(v.extent) for v in stage.axes)
+    inner = "".join(f" over {','.join(str(v.extent) for v in stage.red)}" if stage.red else "")
+    return f"{stage.name} {stage.dtype}[{shape}]{inner}"
+
+
+class Counter:
+    """Walks the loops once, multiplying by their ranges."""
+
+    def __init__(self, chunks: int):
+        self.chunks = chunks
+        self.flops = 0
+        self.touched: dict[Storage, int] = {}
+        self.scratch: dict[Storage, None] = {}
+        self.read: dict[Storage, None] = {}
+        self.written: dict[Storage, None] = {}
+
+    def block(self, body: tuple[Stmt, ...], times: int, ranges: dict[Var, int]) -> None:
+        for stmt in body:
+            self.statement(stmt, times, ranges)
+
+    def statement(self, stmt: Stmt, times: int, ranges: dict[Var, int]) -> None:
+        if isinstance(stmt, For):
+            n = stmt.var.extent if stmt.limit is None else self.trips(stmt)
+            self.block(stmt.body, max(1, round(times * n)), {**ranges, stmt.var: n})
+        elif isinstance(stmt, If):
+            self.block(stmt.body, times, ranges)
+        elif isinstance(stmt, Store):
+            self.expression(stmt.value, times)
+            self.flops += times * (stmt.accumulate is not None)
+            self.touch(stmt.storage, stmt.index, self.written)
+        elif isinstance(stmt, MicroKernel):
+            depth = 1
+            for v in stmt.depth:
+                depth *= v.extent
+            self.flops += 2 * times * stmt.height * stmt.width * depth
+            self.touch(stmt.a.storage, stmt.a.index, self.read)
+            self.touch(stmt.b.storage, stmt.b.index, self.read, depth * stmt.b_stride)
+
+    def trips(self, loop: For) -> float:
+        """The mean range of a loop with a limit; the last round of tiles is shorter."""
+        assert loop.limit is not None
+        lo, hi = loop.limit.bounds()
+        tiles = -(-hi // loop.var.extent)
+        return hi / tiles if tiles else 0
+
+    def expression(self, root: Expr, times: int) -> None:
+        for e in walk(root):
+            if isinstance(e, Apply) and e.op not in FREE:
+                self.flops += times * OPS[e.op].flops_per_element
+            elif isinstance(e, Load):
+                self.touch(e.storage, e.index, self.read)
+
+    def touch(self, storage: Storage, index: Affine, table: dict[Storage, None],
+              span: int = 1) -> None:
+        """At most every element counts once: what stays in a cache is not moved again."""
+        if storage.role == "scratch":
+            self.scratch[storage] = None
+        if storage.role not in ("slot", "arena"):
+            return
+        table[storage] = None
+        elements = span
+        for v in index.free_vars():
+            elements *= v.extent
+        self.touched[storage] = max(self.touched.get(storage, 0), elements)
