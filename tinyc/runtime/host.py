@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NoReturn
+
 import numpy as np
 
 from tinyc.ir.dtype import DType
 from tinyc.runtime.buffer import Buffer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tinyc.ir.plan import Program
 
 
 class HostDevice:
@@ -27,6 +34,10 @@ class HostDevice:
     def copy_out(self, buffer: Buffer) -> np.ndarray:
         """Return a copy of the buffer's values."""
         return buffer.array.copy()
+
+    def load(self, program: Program, library: Path | None = None) -> NoReturn:
+        """Refuse: no source runs here."""
+        raise TypeError(f"device {self.name} computes in Python and runs no source")
 
     def synchronize(self) -> None:
         """Wait for the device; a host has always finished."""

@@ -1,0 +1,271 @@
+"""The CPU: loads generated C, and runs it with one native call on a preallocated argument block.
+
+A program exports `long tinyc_step(void **buffers, char *arena, const tinyc_rt *rt)`. Its
+intermediate values lie in the arena, the temporaries of its threads in slices of the scratch
+memory; the device has one of each, grown to the largest program, so runs take turns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyc import config
+from tinyc.diagnostics import BoundsError, CompileError, format_origin
+from tinyc.ir.dtype import DType
+from tinyc.runtime.buffer import ALIGNMENT, Block, Buffer, system_block
+from tinyc.runtime.host import HostDevice
+from tinyc.runtime.toolchain import Unit, load_library
+
+if TYPE_CHECKING:
+    from tinyc.ir.plan import Program
+
+# The C side of `Runtime`, for the prelude of generated programs.
+RUNTIME_TYPE = """\
+typedef struct {
+    void (*par)(void (*)(void *, long, long), void *, long);
+    long (*now)(void);
+    long nthreads;
+    char *scratch;
+    long scratch_stride;
+    long *status;
+    long *times;
+} tinyc_rt;
+"""
+
+
+class Runtime(ctypes.Structure):
+    """What a program gets from its device: `tinyc_rt`.
+
+    `status` is {site, value}: the first data-dependent index out of range, counted from 1, or 0.
+    `times` is null, or receives the time of the start and of the end of each kernel.
+    """
+
+    _fields_ = (
+        ("par", ctypes.c_void_p),
+        ("now", ctypes.c_void_p),
+        ("nthreads", ctypes.c_long),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_stride", ctypes.c_long),
+        ("status", ctypes.c_void_p),
+        ("times", ctypes.c_void_p),
+    )
+
+
+class CpuDevice:
+    """This machine's processor. `arena_bytes` and `scratch_bytes` say what programs share."""
+
+    name = "cpu"
+    target = "c"
+
+    def __init__(self) -> None:
+        self._host = HostDevice(self.name)
+        self._pool: ctypes.CDLL | None = None
+        self._arena_block: Block | None = None
+        self._scratch_block: Block | None = None
+        self._scratch_size = 0
+        self.lock = threading.Lock()
+        self.epoch = -1
+        self.status = (ctypes.c_long * 2)()
+        self.arena = ctypes.c_void_p(0)
+        self.runtime = Runtime(status=ctypes.addressof(self.status))
+        self.runtime_argument = ctypes.byref(self.runtime)
+        # A thread that ran a program during a fork is not there to release the lock.
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
+        """Return an uninitialised buffer."""
+        return Buffer(self.name, dtype, shape)
+
+    def copy_in(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Fill a buffer with the values of an array that broadcasts to its shape."""
+        self._host.copy_in(buffer, array)
+
+    def copy_out(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy of the buffer's values."""
+        return self._host.copy_out(buffer)
+
+    def synchronize(self) -> None:
+        """Return at once: a run has finished when its call returns."""
+
+    def load(self, program: Program, library: Path | None = None) -> CpuExecutable:
+        """Return what runs a program, compiled now unless its library is given."""
+        if library is None:
+            origins = {kernel.name: kernel.origins for kernel in program.kernels}
+            loaded, _ = load_library(Unit(program.source, program.libm, origins))
+        else:
+            try:
+                loaded = ctypes.CDLL(str(library))
+            except OSError as error:
+                raise CompileError(f"a compiled program can't be loaded: {error}") from None
+        with self.lock:
+            self._load_pool()
+            self._reserve(program.arena_size, program.scratch_size)
+        return CpuExecutable(self, program, loaded)
+
+    @property
+    def threads(self) -> int:
+        """How many threads share a parallel loop."""
+        return config.current().threads or cpu_count()
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the arena."""
+        return self._arena_block.size if self._arena_block else 0
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the scratch memory of all threads."""
+        return self._scratch_block.size if self._scratch_block else 0
+
+    def refresh(self) -> None:
+        """Follow the switches: how many threads there are. The caller holds the lock."""
+        assert self._pool is not None
+        self.epoch = config.epoch()
+        self.runtime.nthreads = self._pool.tc_set_threads(ctypes.c_long(self.threads))
+        self._reserve(0, self._scratch_size)
+
+    def _load_pool(self) -> None:
+        if self._pool is None:
+            source = Path(__file__).with_name("pool.c").read_text()
+            pool, _ = load_library(Unit(source))
+            pool.tc_set_threads.restype = ctypes.c_long
+            self.runtime.par = ctypes.cast(pool.tc_par, ctypes.c_void_p)
+            self.runtime.now = ctypes.cast(pool.tc_now, ctypes.c_void_p)
+            self._pool = pool
+            self.refresh()
+
+    def _reserve(self, arena: int, scratch: int) -> None:
+        """Grow the shared memory to what a program needs: `scratch` bytes for each thread."""
+        if arena > self.arena_bytes:
+            self._arena_block = system_block(arena)
+            self.arena = ctypes.c_void_p(self._arena_block.address)
+        self._scratch_size = max(scratch, self._scratch_size)
+        stride = -(-self._scratch_size // ALIGNMENT) * ALIGNMENT
+        if stride * self.runtime.nthreads > self.scratch_bytes:
+            self._scratch_block = system_block(stride * self.runtime.nthreads)
+            self.runtime.scratch = self._scratch_block.address
+        self.runtime.scratch_stride = stride
+
+    def _renew_lock(self) -> None:
+        self.lock = threading.Lock()
+
+
+class CpuExecutable:
+    """A compiled program. Many threads may run it; they take turns."""
+
+    def __init__(self, device: CpuDevice, program: Program, library: ctypes.CDLL) -> None:
+        self.device = device
+        self.program = program
+        self._library = library
+        self._step = library.tinyc_step
+        self._step.restype = ctypes.c_long
+        self._layout = struct.Struct(f"{program.n_buffers}P")
+        self._slots = (ctypes.c_void_p * program.n_buffers)()
+
+    def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
+        """Run on one buffer for each leaf, then one for each fresh output.
+
+        `times`, i64[kernels + 1], receives nanoseconds: the start, then the end of each kernel.
+        BoundsError when an index found in the data is out of range.
+        """
+        with self.device.lock:
+            self._layout.pack_into(self._slots, 0, *[buffer.ptr for buffer in buffers])
+            self.call(self._slots, times)
+
+    def bind(self, buffers: Sequence[Buffer]) -> CpuBinding:
+        """Return the program with these buffers in its slots."""
+        slots = (ctypes.c_void_p * self.program.n_buffers)()
+        self._layout.pack_into(slots, 0, *[buffer.ptr for buffer in buffers])
+        return CpuBinding(self, slots, list(buffers))
+
+    def call(self, slots: ctypes.Array, times: np.ndarray | None = None) -> None:
+        """Run on the pointers in `slots`. The caller holds the device's lock."""
+        device = self.device
+        status = device.status
+        if device.epoch != config.epoch():
+            device.refresh()
+        status[0] = 0
+        if times is None:
+            self._step(slots, device.arena, device.runtime_argument)
+        else:
+            self._timed(slots, times)
+        if status[0]:
+            self._raise_bounds(status[0], status[1])
+
+    def _timed(self, slots: ctypes.Array, times: np.ndarray) -> None:
+        wanted = len(self.program.kernels) + 1
+        if times.dtype != np.int64 or times.shape != (wanted,) or not times.flags.c_contiguous:
+            raise ValueError(f"times must be i64[{wanted}], not {times.dtype}{list(times.shape)}")
+        device = self.device
+        device.runtime.times = times.ctypes.data
+        try:
+            self._step(slots, device.arena, device.runtime_argument)
+        finally:
+            device.runtime.times = None
+
+    def _raise_bounds(self, number: int, value: int) -> None:
+        site = self.program.sites[number - 1]
+        raise BoundsError(
+            f"{site.op} (at {format_origin(site.origin)}): index {value} is out of range;"
+            f" 0 <= index < {site.bound}"
+        )
+
+
+class CpuBinding:
+    """A program with its buffers in place: a call costs no more than the native one."""
+
+    __slots__ = ("_executable", "_slots", "buffers")
+
+    def __init__(
+        self, executable: CpuExecutable, slots: ctypes.Array, buffers: list[Buffer]
+    ) -> None:
+        self._executable = executable
+        self._slots = slots
+        self.buffers = buffers
+
+    def set(self, slot: int, buffer: Buffer) -> None:
+        """Put another buffer of the same shape and dtype in a slot."""
+        self._slots[slot] = buffer.ptr
+        self.buffers[slot] = buffer
+
+    def run(self, times: np.ndarray | None = None) -> None:
+        """Run once; see `CpuExecutable.run`."""
+        executable = self._executable
+        with executable.device.lock:
+            executable.call(self._slots, times)
+
+
+# How many threads ---------------------------------------------------------------------------
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process may use: its affinity, within its cgroup's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1
+    return max(1, min(available, cgroup_cpus()))
+
+
+def cgroup_cpus(root: str = "/sys/fs/cgroup") -> int:
+    """Return the CPUs that the cgroup's quota pays for, rounded up; a large number if unlimited.
+
+    Containers see their own cgroup at the root of the mount, so only that is read.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join(Path(root, name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return math.ceil(int(quota) / int(period))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return 1 << 30

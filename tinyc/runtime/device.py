@@ -1,0 +1,105 @@
+"""What the compiler knows of devices: one protocol, and the devices by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from tinyc import config
+from tinyc.diagnostics import CompilerNotFound, TinycError, warn_once
+from tinyc.ir.dtype import DType
+from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.host import HostDevice
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tinyc.ir.plan import Program
+
+
+class Binding(Protocol):
+    """A program with its buffers in place, for calls that change few of them."""
+
+    def set(self, slot: int, buffer: Buffer) -> None:
+        """Put another buffer of the same shape and dtype in a slot."""
+
+    def run(self, times: np.ndarray | None = None) -> None:
+        """Run once; see `Executable.run`."""
+
+
+class Executable(Protocol):
+    """A loaded program."""
+
+    def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
+        """Run on one buffer for each leaf, then one for each fresh output.
+
+        `times`, i64[kernels + 1], receives nanoseconds: the start, then the end of each kernel.
+        BoundsError when an index found in the data is out of range.
+        """
+
+    def bind(self, buffers: Sequence[Buffer]) -> Binding:
+        """Return the program with these buffers in its slots."""
+
+
+class Device(Protocol):
+    """Where tensors live and programs run. `target` names the language of its programs."""
+
+    name: str
+    target: str
+
+    def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
+        """Return an uninitialised buffer."""
+
+    def copy_in(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Fill a buffer with the values of an array that broadcasts to its shape."""
+
+    def copy_out(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy of the buffer's values."""
+
+    def load(self, program: Program, library: Path | None = None) -> Executable:
+        """Return what runs a program, compiled now unless its library is given."""
+
+    def synchronize(self) -> None:
+        """Wait until everything that was started has finished."""
+
+
+@functools.cache
+def get_device(name: str) -> Device:
+    """Return the device of a name such as ``cpu``; ValueError lists the names there are."""
+    if name == "cpu":
+        from tinyc.runtime.cpu import CpuDevice
+
+        return CpuDevice()
+    if name in ("numpy", "interpret"):
+        return HostDevice(name)
+    raise DeviceError(f"device: no device is called {name!r}; there are cpu, numpy, interpret")
+
+
+class DeviceError(TinycError, ValueError):
+    """A device that this build of tinyc does not have."""
+
+
+def default_device() -> str:
+    """Return the device that new tensors get.
+
+    Where nobody chose one and there is no C compiler this is ``numpy``, with one warning.
+    """
+    name = config.current().device
+    if name != "cpu" or config.source("device") != "default":
+        return name
+    return _usable_default(config.epoch())
+
+
+@functools.lru_cache(maxsize=1)
+def _usable_default(epoch: int) -> str:
+    from tinyc.runtime.toolchain import find_compiler
+
+    try:
+        find_compiler()
+    except CompilerNotFound as error:
+        warn_once("default device", f"computing with numpy, slowly: {error}")
+        return "numpy"
+    return "cpu"
