@@ -1,0 +1,1 @@
+"""Node -> Node macros: everything that is not a primitive op, by theme."""

@@ -1,0 +1,128 @@
+"""Batch and layer normalization, and dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinyc.composites.elementwise import rsqrt
+from tinyc.composites.reductions import count, var_mean
+from tinyc.diagnostics import ShapeError
+from tinyc.ir import build as b
+from tinyc.ir.node import Node
+from tinyc.ir.ops import fail
+
+
+def layer_norm(
+    x: Node,
+    normalized_shape: Sequence[int],
+    weight: Node | None = None,
+    bias: Node | None = None,
+    eps: float = 1e-5,
+) -> Node:
+    """Return x with mean 0 and variance 1 over its last axes, then times weight plus bias.
+
+    The last axes are `normalized_shape`, which is the shape of weight and bias too.
+    """
+    shape = tuple(normalized_shape)
+    if not shape or x.shape[-len(shape) :] != shape:
+        fail(
+            ShapeError,
+            "layer_norm",
+            f"the last axes are not {shape}",
+            (x,),
+            "normalized_shape is the end of the input's shape",
+        )
+    axes = tuple(range(-len(shape), 0))
+    var, mu = var_mean(x, axes, correction=0, keepdims=True)
+    y = b.mul(b.sub(x, mu), rsqrt(b.add(var, eps)))
+    if weight is not None:
+        y = b.mul(y, weight)
+    return y if bias is None else b.add(y, bias)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """The normalized input, and what the running statistics become (None where there are none)."""
+
+    y: Node
+    running_mean: Node | None
+    running_var: Node | None
+
+
+def batch_norm(
+    x: Node,
+    running_mean: Node | None = None,
+    running_var: Node | None = None,
+    weight: Node | None = None,
+    bias: Node | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> BatchNorm:
+    """Normalize each channel (axis 1) of x by its statistics, or by the running ones.
+
+    In training the batch's own are used, and move the running ones by `momentum`, the variance
+    with n-1 as divisor. ValueError in training when a channel has one value only.
+    """
+    if len(x.shape) < 2:
+        fail(ShapeError, "batch_norm", "there is no axis 1 of channels", (x,), "it is [N, C, ...]")
+    if not training and running_mean is not None and running_var is not None:
+        y = _scale_shift(x, running_mean, running_mean, running_var, weight, bias, eps)
+        return BatchNorm(y, running_mean, running_var)
+    axes = (0, *range(2, len(x.shape)))
+    n = count(x, axes)
+    if training and n == 1:
+        raise ShapeError(f"batch_norm: one value a channel in {x.shape}; training needs more")
+    var, mu = var_mean(x, axes, correction=0)
+    y = _scale_shift(x, b.detach(mu), mu, var, weight, bias, eps)
+    if not training or running_mean is None or running_var is None:
+        return BatchNorm(y, running_mean, running_var)
+    unbiased = b.mul(b.detach(var), n / (n - 1))
+    return BatchNorm(
+        y, _moved(running_mean, b.detach(mu), momentum), _moved(running_var, unbiased, momentum)
+    )
+
+
+def _moved(running: Node, new: Node, momentum: float) -> Node:
+    """Return the exponential moving average's next value."""
+    moved = b.add(b.mul(running, 1 - momentum), b.mul(new, momentum))
+    return b.cast(moved, running.dtype)
+
+
+def _scale_shift(
+    x: Node, centre: Node, mu: Node, var: Node, weight: Node | None, bias: Node | None, eps: float
+) -> Node:
+    """Return (x - mu) / sqrt(var + eps) * weight + bias, for each channel one scale and shift.
+
+    `centre` has the value of mu without its gradient: (x - centre)*scale + shift, with the
+    difference in the shift, needs two sums over x in the backward where (x - mu)*scale has three.
+    """
+    scale = rsqrt(b.add(var, eps))
+    if weight is not None:
+        scale = b.mul(scale, weight)
+    shift = None if mu is centre else b.mul(b.sub(centre, mu), scale)
+    if bias is not None:
+        shift = bias if shift is None else b.add(bias, shift)
+    y = b.mul(b.sub(x, _channels(centre, x)), _channels(scale, x))
+    return y if shift is None else b.add(y, _channels(shift, x))
+
+
+def _channels(vector: Node, x: Node) -> Node:
+    """Return a vector of channels repeated over the other axes of x."""
+    return b.expand_axes(vector, x.shape, (1,))
+
+
+def dropout(x: Node, p: float, bits: Node) -> Node:
+    """Return x with elements zeroed with probability p, the others divided by 1-p.
+
+    `bits` are uniform u32 in the shape of x.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: the probability p is {p}; it must be in 0..1")
+    if p == 0:
+        return x
+    if p == 1:
+        return b.full(x.shape, 0, x.dtype)
+    dropped = b.lt(bits, min(round(p * 2**32), 2**32 - 1))
+    return b.where(dropped, 0, b.mul(x, 1 / (1 - p)))
