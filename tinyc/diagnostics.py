@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from types import CodeType, FrameType
 from typing import Any, Literal, NoReturn, TextIO
 
 from tinyc import config
@@ -93,9 +94,25 @@ def caller_origin(depth: int = 1) -> Origin:
         if known is None:
             known = inside[name] = _is_inside(name)
         if not known:
-            return name, frame.f_lineno
+            return _line_of(frame)
         frame = frame.f_back  # type: ignore[assignment]
     return UNKNOWN
+
+
+# id of a code object -> (it, held so that the id stays its own; instruction -> origin). Looking a
+# line up takes Python time proportional to the length of the function.
+_lines: dict[int, tuple[CodeType, dict[int, Origin]]] = {}
+
+
+def _line_of(frame: FrameType) -> Origin:
+    code = frame.f_code
+    entry = _lines.get(id(code))
+    if entry is None:
+        entry = _lines[id(code)] = (code, {})
+    found = entry[1].get(frame.f_lasti)
+    if found is None:
+        found = entry[1][frame.f_lasti] = (code.co_filename, frame.f_lineno)
+    return found
 
 
 def _is_inside(filename: str) -> bool:

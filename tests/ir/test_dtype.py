@@ -155,7 +155,8 @@ def test_encode_is_numpys_bits_and_decode_its_inverse(d):
         values += [0.5, -1.25, math.inf, -math.inf]
     for v in values:
         stored = np.array(v, d.np)
-        assert encode(v, d) == int.from_bytes(stored.astype(d.np.newbyteorder("<")).tobytes(), "little")
+        little = stored.astype(d.np.newbyteorder("<")).tobytes()
+        assert encode(v, d) == int.from_bytes(little, "little")
         back = decode(encode(v, d), d)
         assert back == v
         assert type(back) is type(stored.item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_erf():
 
 @pytest.mark.parametrize("d", DTYPES.values(), ids=repr)
 def test_casts(d):
-    x = np.array([-1.75, 0.0, 0.5, 1.0, 99.9]) if d.kind in "if" else np.array([0.0, 0.5, 1.0, 99.9])
+    x = np.array([0.0, 0.5, 1.0, 99.9] + ([-1.75] if d.kind in "if" else []))
     same(apply(row(Op.CAST, d), x), x.astype(d.np))
     same(apply(row(Op.CAST, d), np.array([True, False])), np.array([1, 0]).astype(d.np))
 
@@ -227,7 +228,8 @@ def test_buffers_must_be_there_and_fit():
 def test_results_share_no_memory():
     data = np.arange(6, dtype="f").reshape(2, 3)
     x = leaf(data, 0)
-    outs = evaluate([x, x, B.reshape(x, (6,)), B.permute(x, (1, 0)), B.expand(x, (4, 2, 3))], {0: data})
+    views = [B.reshape(x, (6,)), B.permute(x, (1, 0)), B.expand(x, (4, 2, 3))]
+    outs = evaluate([x, x, *views], {0: data})
     for i, out in enumerate(outs):
         assert not np.shares_memory(out, data)
         assert not any(np.shares_memory(out, other) for other in outs[:i])
@@ -277,9 +279,14 @@ def test_window_and_fold(axis, size, stride, dilation):
     for i, k in itertools.product(range(got.shape[axis]), range(size)):
         same(got.take(i, axis)[..., k], x.take(i * stride + k * dilation, axis))
     y = rng(1).integers(0, 9, got.shape).astype(float)
-    back = apply(lambda v: B.fold(v, axis, x.shape[axis], stride, dilation), y)
+
+
+    def fold(v):
+        return B.fold(v, axis, x.shape[axis], stride, dilation)
+
+    back = apply(fold, y)
     assert (got * y).sum() == (x * back).sum()  # fold is the adjoint of window
-    assert (apply(lambda v: B.fold(v, axis, x.shape[axis], stride, dilation), y.astype("f")) == back).all()
+    same(apply(fold, y.astype("f")), back.astype("f"))
 
 
 # reducing ---------------------------------------------------------------------------------
@@ -393,7 +400,7 @@ def test_markers_do_nothing():
 
 def test_every_op_was_evaluated():
     """The tests of this file are complete: each op is named in one of them."""
-    text = open(__file__, encoding="utf-8").read()
+    text = Path(__file__).read_text(encoding="utf-8")
     named = {Op.AND: "B.and_", Op.OR: "B.or_", Op.SHL: "B.shl", Op.SHR: "B.shr", Op.VAR: "B.var"}
     named |= {Op.SLICE: "B.slice_", Op.ASSIGN: "B.assign", Op.BUFFER: "B.buffer"}
     for op in OPS:
