@@ -1,0 +1,7 @@
+"""Whole models, each on one page."""
+
+from __future__ import annotations
+
+from tinyc.models.lenet import LeNet, SmallCNN
+
+__all__ = ["LeNet", "SmallCNN"]

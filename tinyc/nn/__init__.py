@@ -1,0 +1,47 @@
+"""Modules, layers and losses, with the names, defaults and state dicts of PyTorch."""
+
+from __future__ import annotations
+
+from tinyc.nn import functional, init
+from tinyc.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
+from tinyc.nn.container import ModuleList, Sequential
+from tinyc.nn.convolution import AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d
+from tinyc.nn.layers import Dropout, Embedding, Flatten, Identity, Linear, Unflatten
+from tinyc.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
+from tinyc.nn.module import Module, StateDictError
+from tinyc.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
+from tinyc.nn.parameter import Parameter
+
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "GELU",
+    "Identity",
+    "L1Loss",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "StateDictError",
+    "Tanh",
+    "Unflatten",
+    "functional",
+    "init",
+]
