@@ -6,7 +6,8 @@ entries say what holds from there on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +21,9 @@ from tinyc.diagnostics import Remark, debug_line, emit, format_origin
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.lift import lift
-from tinyc.ir.node import Node, canonical_key, toposort
+from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
-from tinyc.ir.plan import Plan, Program, Target
+from tinyc.ir.plan import Nest, Plan, Program, Target
 from tinyc.ir.plan_text import plan_text
 from tinyc.ir.printer import to_text
 from tinyc.ir.simplify import simplify
@@ -139,7 +140,8 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
     assert plan is not None
     start = time.perf_counter()
     source = c.program(plan.kernels, plan.slots)
-    infos = tuple(replace(kernel_info(k, nest), source=text)
+    numbers = {n: i for i, n in enumerate(toposort(done.graph))}
+    infos = tuple(replace(kernel_info(k, nest), source=text, computes=computed(nest, numbers))
                   for k, nest, text in zip(plan.kernels, plan.nests, source.kernels))
     done.seconds["render"] = time.perf_counter() - start
     program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
@@ -148,7 +150,44 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
     return program, done
 
 
+def computed(nest: Nest, numbers: dict[Node, int]) -> tuple[int, ...]:
+    """The numbers of the nodes whose work a nest does, those it stores first."""
+    stored = [stage.node for stage in nest.stages()]
+    inlined = [n for stage in nest.stages() for n in stage.members]
+    found = [numbers[n] for n in (*stored, *inlined) if n in numbers]
+    return tuple(dict.fromkeys(found))
+
+
 # -- running -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One observed run: what ran, and copies of the buffers as they were before it."""
+
+    executable: Executable
+    buffers: tuple[Buffer, ...]
+
+
+_observed: list[Run] | None = None
+
+
+@contextmanager
+def observe() -> Iterator[list[Run]]:
+    """Collect every run of the block, in all threads, with copies of what it was given."""
+    global _observed
+    before, _observed = _observed, []
+    try:
+        yield _observed
+    finally:
+        _observed = before
+
+
+def note_run(executable: Executable, buffers: Sequence[Buffer]) -> None:
+    """Hand a run that is about to happen to the observer, if there is one."""
+    if _observed is not None:
+        copies = [Buffer.from_numpy(b.array, b.device) for b in buffers]
+        _observed.append(Run(executable, tuple(copies)))
 
 
 class NumpyExecutable:
@@ -158,10 +197,12 @@ class NumpyExecutable:
 
     def __init__(self, outputs: tuple[Node, ...], leaves: tuple[Node, ...]):
         self.outputs = outputs
+        self.leaves = leaves
         self.uids = tuple(leaf.attrs[0] for leaf in leaves)
 
     def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; an ASSIGN stores in place and gives None."""
+        note_run(self, buffers)
         memory = {uid: b.array for uid, b in zip(self.uids, buffers)}
         values = evaluate(self.outputs, memory)
         by_uid = dict(zip(self.uids, buffers))
@@ -178,8 +219,11 @@ class NumpyExecutable:
 class NativeExecutable:
     """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs."""
 
-    def __init__(self, program: Program, native: Any, device: str):
+    def __init__(self, program: Program, native: Any, device: str,
+                 outputs: tuple[Node, ...], leaves: tuple[Node, ...]):
         self.program = program
+        self.outputs = outputs
+        self.leaves = leaves
         self.native = native
         self.device = device
         self.fresh = tuple(None if o is None else (dtypes.DTYPES[o.dtype], o.shape)
@@ -187,6 +231,7 @@ class NativeExecutable:
 
     def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; in-place updates store into the leaves and give None."""
+        note_run(self, buffers)
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
         self.native.run([*buffers, *(b for b in outputs if b is not None)], times)
         return outputs
@@ -204,6 +249,8 @@ def assigned_uid(assign: Node) -> int:
 
 
 _programs: dict[Any, Executable] = {}
+# Versions from here on belong to no tensor's memory.
+NOBODYS = -(1 << 40)
 compilations = 0
 
 
@@ -220,8 +267,24 @@ def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) ->
     full = (key, device, settings.fuse, settings.bounds)
     found = _programs.get(full)
     if found is None:
-        found = _programs[full] = make_executable(tuple(outputs), tuple(leaves), device)
+        found = _programs[full] = make_executable(*anonymous(outputs, leaves), device)
     return found
+
+
+def anonymous(
+    outputs: Sequence[Node], leaves: Sequence[Node]
+) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """The graph on buffers that are nobody's, so that a program keeps no memory alive."""
+    numbers: dict[int, tuple[int, int]] = {}
+    new: dict[Node, Node] = {}
+    for leaf in leaves:
+        uid, version = leaf.attrs[:2]
+        number, first = numbers.setdefault(uid, (len(numbers), version))
+        new[leaf] = node(Op.BUFFER, (), (number, version - first + NOBODYS, *leaf.attrs[2:]))
+    for n in toposort(outputs):
+        if n not in new:
+            new[n] = with_sources(n, tuple([new[s] for s in n.src]))
+    return tuple(new[n] for n in outputs), tuple(new[leaf] for leaf in leaves)
 
 
 def device_of(outputs: Sequence[Node]) -> str:
@@ -242,7 +305,7 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     start = time.perf_counter()
     program, done = build_program(outputs, leaves, host_target())
     middle = time.perf_counter()
-    executable = NativeExecutable(program, native.load(program), device)
+    executable = NativeExecutable(program, native.load(program), device, outputs, leaves)
     report(outputs, program, middle - start, time.perf_counter() - middle)
     return executable
 

@@ -163,7 +163,10 @@ class Site:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """What reports show of a kernel: its members, the lines they come from, what it executes."""
+    """What reports show of a kernel: its members, the lines they come from, what it executes.
+
+    `computes` are the numbers, in the simplified graph, of the nodes whose work it does.
+    """
 
     name: str
     members: tuple[str, ...]
@@ -175,6 +178,7 @@ class KernelInfo:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     loops: str
+    computes: tuple[int, ...] = ()
     source: str = ""
 
 
