@@ -34,8 +34,10 @@ def silu(x: Node) -> Node:
 
 def softplus(x: Node) -> Node:
     """Return log(1+exp(x)), without overflow; integers become f32."""
-    decay = b.exp(b.where(b.lt(x, 0), x, b.neg(x)))
-    return b.add(relu(x), log1p(decay))
+    # One-sided at 0 in both terms, so that the slopes add up to 1/2 there.
+    negative = b.lt(x, 0)
+    decay = b.exp(b.where(negative, x, b.neg(x)))
+    return b.add(b.where(negative, 0, x), log1p(decay))
 
 
 def logsigmoid(x: Node) -> Node:

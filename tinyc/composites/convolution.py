@@ -211,12 +211,11 @@ def avg_pool(
     total = b.sum_(views, taps)
     if count_include_pad or not any(map(any, sides)):
         return b.div(total, float(math.prod(size)))
-    counts: Node | None = None
-    for k, (length, places) in enumerate(zip(x.shape[-rank:], total.shape[-rank:])):
-        inside = _inside(length, places, size[k], steps[k], sides[k][0])
-        inside = b.expand_axes(inside, total.shape, (len(x.shape) - rank + k,))
-        counts = inside if counts is None else b.mul(counts, inside)
-    return b.div(total, counts)
+    for axis, (low, _) in enumerate(sides, len(x.shape) - rank):
+        k = axis - len(x.shape) + rank
+        inside = _inside(x.shape[axis], total.shape[axis], size[k], steps[k], low)
+        total = b.div(total, b.expand_axes(inside, total.shape, (axis,)))
+    return total
 
 
 def _inside(length: int, places: int, size: int, step: int, low: int) -> Node:

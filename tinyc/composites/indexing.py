@@ -59,23 +59,21 @@ def _parse(x: Node, key: Any, name: str) -> _Key:
     at = dots[0] if dots else len(parts)
     missing = [slice(None)] * (len(x.shape) - used)
     parts = (*parts[:at], *missing, *parts[at + 1 :])
-    starts, sizes, steps = [], [], []
+    slices: list[tuple[int, int, int]] = []
     arrays: dict[int, Node] = {}
     visible: list[int | None] = []
     for part in parts:
         if part is None:
             visible.append(None)
             continue
-        axis = len(starts)
-        start, size, step = _part(x, axis, part, name)
+        axis = len(slices)
+        slices.append(_part(x, axis, part, name))
         if isinstance(part, Node):
             arrays[axis] = part
         if isinstance(part, (slice, Node)):
             visible.append(axis)
-        starts.append(start)
-        sizes.append(size)
-        steps.append(step)
-    return _Key(tuple(starts), tuple(sizes), tuple(steps), arrays, tuple(visible))
+    starts, sizes, steps = (tuple([s[i] for s in slices]) for i in range(3))
+    return _Key(starts, sizes, steps, arrays, tuple(visible))
 
 
 def _part(x: Node, axis: int, part: Any, name: str) -> tuple[int, int, int]:

@@ -154,12 +154,10 @@ def _over_valid(loss: Node, valid: Node | None, share: Node | None, reduction: s
     """Reduce the losses of the labels that count; the mean is over their shares."""
     if valid is not None:
         loss = b.where(valid, loss, 0)
-    if reduction != "mean" or (valid is None and share is None):
+        share = b.cast(valid, loss.dtype) if share is None else b.where(valid, share, 0)
+    if reduction != "mean" or share is None:
         return reduced(loss, reduction)
-    total = b.cast(valid, loss.dtype) if share is None else share
-    if valid is not None and share is not None:
-        total = b.where(valid, share, 0)
-    return b.div(b.sum_(loss), b.sum_(total))
+    return b.div(b.sum_(loss), b.sum_(share))
 
 
 @dataclass(frozen=True)

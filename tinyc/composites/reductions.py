@@ -167,8 +167,5 @@ def logsumexp(x: Node, axis: Axes = -1, keepdims: bool = False) -> Node:
     # Infinities are not subtracted: inf - inf would be NaN.
     infinite = b.or_(b.eq(top, math.inf), b.eq(top, -math.inf))
     top = b.where(infinite, 0, top)
-    total = b.sum_(b.exp(b.sub(x, top)), axes, keepdims=True)
-    # A total of 0 is kept from the logarithm, whose slope there would make the gradient NaN.
-    empty = b.eq(total, 0)
-    result = b.where(empty, -math.inf, b.add(b.log(b.where(empty, 1, total)), top))
+    result = b.add(b.log(b.sum_(b.exp(b.sub(x, top)), axes, keepdims=True)), top)
     return result if keepdims else _drop(result, axes)
