@@ -28,6 +28,7 @@ from tinyc.ir.plan_text import plan_text
 from tinyc.ir.printer import to_text
 from tinyc.ir.simplify import simplify
 from tinyc.ir.verify import verify
+from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import get_device
 from tinyc.schedule.arrays import contract_arrays
@@ -233,7 +234,11 @@ class NativeExecutable:
         """Compute every output; in-place updates store into the leaves and give None."""
         note_run(self, buffers)
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
-        self.native.run([*buffers, *(b for b in outputs if b is not None)], times)
+        slots = [*buffers, *(b for b in outputs if b is not None)]
+        if times is None and profile.wanted():
+            profile.run_shown(self.program, lambda times: self.native.run(slots, times))
+        else:
+            self.native.run(slots, times)
         return outputs
 
 

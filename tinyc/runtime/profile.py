@@ -1,0 +1,96 @@
+"""Times of kernels: a line for each run at DEBUG=2, and a summary when the process ends."""
+
+from __future__ import annotations
+
+import atexit
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinyc import config
+from tinyc.diagnostics import Origin, debug_line, format_origin
+from tinyc.ir.plan import KernelInfo, Program
+
+SHOWN = 12
+
+
+@dataclass
+class Total:
+    """What the runs of one kernel took together."""
+
+    runs: int = 0
+    nanoseconds: int = 0
+
+
+@dataclass
+class Profile:
+    """Adds up the times of kernels of the same name and lines."""
+
+    totals: dict[tuple[str, tuple[Origin, ...]], Total] = field(
+        default_factory=lambda: defaultdict(Total)
+    )
+
+    def add(self, kernel: KernelInfo, nanoseconds: int) -> None:
+        """Book one run of a kernel."""
+        total = self.totals[kernel.name, kernel.origins]
+        total.runs += 1
+        total.nanoseconds += nanoseconds
+
+    def summary(self) -> str:
+        """Return the kernels, and the user's lines, that took most of the time."""
+        whole = sum(total.nanoseconds for total in self.totals.values()) or 1
+        lines = ["", f"{'ms':>10} {'share':>6} {'runs':>7}  kernel"]
+        ranked = sorted(self.totals.items(), key=lambda item: -item[1].nanoseconds)
+        for (name, _), total in ranked[:SHOWN]:
+            share = f"{total.nanoseconds / whole:.0%}"
+            lines.append(f"{total.nanoseconds / 1e6:10.2f} {share:>6} {total.runs:7}  {name}")
+        lines += ["", f"{'ms':>10} {'share':>6}  line"]
+        by_line = self._by_line()
+        for origin in sorted(by_line, key=lambda o: -by_line[o])[:SHOWN]:
+            share = f"{by_line[origin] / whole:.0%}"
+            lines.append(f"{by_line[origin] / 1e6:10.2f} {share:>6}  {format_origin(origin)}")
+        return "\n".join(lines)
+
+    def _by_line(self) -> dict[Origin, float]:
+        """Share each kernel's time among the lines that it comes from."""
+        found: dict[Origin, float] = defaultdict(float)
+        for (_, origins), total in self.totals.items():
+            for origin in origins:
+                found[origin] += total.nanoseconds / len(origins)
+        return found
+
+
+_profile: Profile | None = None
+
+
+def wanted() -> bool:
+    """Tell whether the times of kernels are to be shown."""
+    return config.current().debug.level >= 2
+
+
+def run_shown(program: Program, run: Callable[[np.ndarray], None]) -> None:
+    """Call ``run(times)`` of a program and print what each kernel took."""
+    global _profile
+    if _profile is None:
+        _profile = Profile()
+        atexit.register(_at_exit)
+    times = np.zeros(len(program.kernels) + 1, np.int64)
+    run(times)
+    for kernel, nanoseconds in zip(program.kernels, np.diff(times).tolist(), strict=True):
+        _profile.add(kernel, nanoseconds)
+        debug_line(2, run_line(kernel, nanoseconds), kernel=kernel.name)
+
+
+def run_line(kernel: KernelInfo, nanoseconds: int) -> str:
+    """Return the line of one run: time, arithmetic and memory rates, where it comes from."""
+    time = max(nanoseconds, 1)
+    rates = f"{kernel.flops / time:8.2f} GFLOP/s {kernel.bytes_moved / time:8.2f} GB/s"
+    lines = ", ".join(dict.fromkeys(format_origin(origin) for origin in kernel.origins[:3]))
+    return f"{nanoseconds / 1e3:10.1f} us {rates}  {kernel.name} [{lines}]"
+
+
+def _at_exit() -> None:
+    if _profile is not None and _profile.totals:
+        debug_line(2, _profile.summary())
