@@ -178,14 +178,21 @@ class CpuExecutable:
         BoundsError when an index found in the data is out of range.
         """
         with self.device.lock:
-            self._layout.pack_into(self._slots, 0, *[buffer.ptr for buffer in buffers])
+            self._fill(self._slots, buffers)
             self.call(self._slots, times)
 
     def bind(self, buffers: Sequence[Buffer]) -> CpuBinding:
         """Return the program with these buffers in its slots."""
         slots = (ctypes.c_void_p * self.program.n_buffers)()
-        self._layout.pack_into(slots, 0, *[buffer.ptr for buffer in buffers])
+        self._fill(slots, buffers)
         return CpuBinding(self, slots, list(buffers))
+
+    def _fill(self, slots: ctypes.Array, buffers: Sequence[Buffer]) -> None:
+        try:
+            self._layout.pack_into(slots, 0, *[buffer.ptr for buffer in buffers])
+        except struct.error:
+            wanted = self.program.n_buffers
+            raise ValueError(f"a program of {wanted} buffers got {len(buffers)}") from None
 
     def call(self, slots: ctypes.Array, times: np.ndarray | None = None) -> None:
         """Run on the pointers in `slots`. The caller holds the device's lock."""
