@@ -50,6 +50,14 @@ def test_known_answers(counter, key, expected):
     assert tuple(int(w) for w in run(*rnd.threefry2x32(keys, words))) == expected
 
 
+def test_bits_are_those_of_jax():
+    """What `jax.random.bits` gives for `wrap_key_data([7, 0x9E3779B9])` and `key(42)`."""
+    expected = [0xB85C933D, 0x4F50FE90, 0xDA7C3043, 0x2759645A]
+    assert run(rnd.bits((7, 0x9E3779B9), 0, (4,))).tolist() == expected
+    expected = [0x7D1C13A2, 0xAE0730D9, 0x9DC3F9F9, 0x8F9EC1D7]
+    assert run(rnd.bits((0, 42), 0, (2, 2))).ravel().tolist() == expected
+
+
 @pytest.mark.parametrize("start", [0, 5, 2**32 - 3, 2**40 + 2**32 - 1, 2**64 - 2])
 def test_elements_count_in_64_bits(start):
     key = (7, 0x9E3779B9)
