@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -47,7 +48,7 @@ def agreement(columns: Columns) -> Agreement:
             reference = cell[kind]
             continue
         difference, tolerance = _difference(kind, cell[kind], reference)
-        found.worst = max(found.worst, difference)
+        found.worst = _largest([found.worst, difference])
         found.compared += 1
         if not difference <= tolerance:  # so that NaN disagrees
             found.disagreements.append(f"{name} differs by {difference:.1e}")
@@ -57,16 +58,22 @@ def agreement(columns: Columns) -> Agreement:
 def _difference(kind: str, values: list, reference: list) -> tuple[float, float]:
     if kind == "losses":
         pairs = zip(values, reference, strict=True)
-        return max(abs(a - b) / max(abs(b), 1e-6) for a, b in pairs), 1e-3
+        return _largest([abs(a - b) / max(abs(b), 1e-6) for a, b in pairs]), 1e-3
     if kind == "tokens":
         return sum(a != b for a, b in zip(values, reference, strict=True)) / len(reference), 0
-    return max(_print_difference(a, b) for a, b in zip(values, reference, strict=True)), 2e-3
+    pairs = zip(values, reference, strict=True)
+    return _largest([_print_difference(a, b) for a, b in pairs]), 2e-3
+
+
+def _largest(values: list[float]) -> float:
+    """Return the largest value, NaN where there is one: `max` would depend on their order."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def _print_difference(a: dict, b: dict) -> float:
     if a["shape"] and b["shape"] and a["shape"] != b["shape"]:
         return float("inf")
-    largest = max(abs(x - y) for x, y in zip(a["s"], b["s"], strict=True))
+    largest = _largest([abs(x - y) for x, y in zip(a["s"], b["s"], strict=True)])
     return largest / max(b["absmean"], 1e-12)
 
 
