@@ -21,9 +21,8 @@ def init(mode: str, threads: int) -> None:
     """Import tinyc with its threads and, for one mode, without fusion."""
     global tinyc, F
     os.environ["TINYC_THREADS"] = str(threads)
-    import tinyc.nn.functional as functional
-
     import tinyc as module
+    import tinyc.nn.functional as functional
 
     tinyc, F = module, functional
     tinyc.configure(threads=threads, fuse=mode != "unfused")
