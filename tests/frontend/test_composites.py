@@ -480,17 +480,17 @@ def test_slopes_of_pooling(kernel, stride, padding, dilation):
     x = np.random.default_rng(3).permutation(84).reshape(2, 1, 6, 7) / 10.0
     for gradient in (True, False):
         check_slope(
-            lambda n, g=gradient: cnv.max_pool(n, kernel, stride, padding, dilation, 2, g), x
+            lambda n, g=gradient: cnv.max_pool(n, kernel, stride, padding, dilation, False, 2, g), x
         )
     if dilation == 1:
         for inside in (True, False):
-            check_slope(lambda n, i=inside: cnv.avg_pool(n, kernel, stride, padding, i), x)
+            check_slope(lambda n, i=inside: cnv.avg_pool(n, kernel, stride, padding, False, i), x)
 
 
 def test_average_pooling_counts_the_padding_or_not():
     x = np.ones((1, 1, 3, 3))
     np.testing.assert_allclose(value(cnv.avg_pool, x, 2, 2, 1)[0, 0], [[0.25, 0.5], [0.5, 1]])
-    np.testing.assert_allclose(value(cnv.avg_pool, x, 2, 2, 1, False), np.ones((1, 1, 2, 2)))
+    np.testing.assert_allclose(value(cnv.avg_pool, x, 2, 2, 1, False, False), np.ones((1, 1, 2, 2)))
     x = rand(2, 3, 4, 6)
     np.testing.assert_allclose(
         value(cnv.adaptive_avg_pool, x, 1), x.mean((2, 3), keepdims=True), rtol=1e-12
@@ -932,22 +932,31 @@ class TestTorch:
         "kernel, stride, padding, dilation",
         [(2, None, 0, 1), (3, 2, 1, 1), ((2, 3), (1, 2), (0, 1), 1), (2, 1, 0, 2), (3, 3, 1, 2)],
     )
-    def test_pooling(self, kernel, stride, padding, dilation):
+    @pytest.mark.parametrize("ceil_mode", [False, True])
+    def test_pooling(self, kernel, stride, padding, dilation, ceil_mode):
         F = pytest.importorskip("torch").nn.functional
+        places = (kernel, stride, padding)
         ties = np.random.default_rng(1).integers(0, 3, (2, 3, 9, 8)).astype(np.float64)
         for x in (rand(2, 3, 9, 8), ties, rand(3, 9, 8)):
-            torch_case(lambda n: cnv.max_pool(n, kernel, stride, padding, dilation),
-                       lambda t: F.max_pool2d(t, kernel, stride, padding, dilation), x)  # fmt: skip
+            torch_case(
+                lambda n: cnv.max_pool(n, *places, dilation, ceil_mode),
+                lambda t: F.max_pool2d(t, *places, dilation, ceil_mode),
+                x,
+            )
             if dilation == 1:
                 for inside in (True, False):
                     torch_case(
-                        lambda n, i=inside: cnv.avg_pool(n, kernel, stride, padding, i),
-                        lambda t, i=inside: F.avg_pool2d(t, kernel, stride, padding, False, i), x,
-                    )  # fmt: skip
+                        lambda n, i=inside: cnv.avg_pool(n, *places, ceil_mode, i),
+                        lambda t, i=inside: F.avg_pool2d(t, *places, ceil_mode, i),
+                        x,
+                    )
         ties[ties == 1] = NAN
-        torch_case(lambda n: cnv.max_pool(n, kernel, stride, padding, dilation),
-                   lambda t: F.max_pool2d(t, kernel, stride, padding, dilation), ties,
-                   smooth=False)  # fmt: skip
+        torch_case(
+            lambda n: cnv.max_pool(n, *places, dilation, ceil_mode),
+            lambda t: F.max_pool2d(t, *places, dilation, ceil_mode),
+            ties,
+            smooth=False,
+        )
 
     def test_normalization(self):
         F = pytest.importorskip("torch").nn.functional

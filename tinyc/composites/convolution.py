@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tinyc.composites.elementwise import minimum
 from tinyc.composites.reductions import first_max, mean, positions
@@ -105,8 +106,23 @@ def _windows(x: Node, kernel: Sequence[int], steps: Sequence[int], gaps: Sequenc
     """Make the last axes of x places, and append one axis of taps for each of them."""
     first = len(x.shape) - len(kernel)
     for k, (size, step, gap) in enumerate(zip(kernel, steps, gaps)):
-        x = b.window(x, first + k, size, step, gap)
+        if size == step and gap == 1 and size > 1:
+            x = _tiles(x, first + k, size)
+        else:
+            x = b.window(x, first + k, size, step, gap)
     return x
+
+
+def _tiles(x: Node, axis: int, size: int) -> Node:
+    """Windows that do not overlap: a reshape, so that the gradient is one too."""
+    shape = x.shape
+    places = shape[axis] // size
+    if places * size != shape[axis]:
+        kept = (*shape[:axis], places * size, *shape[axis + 1 :])
+        x = b.slice_(x, (0,) * len(shape), kept, (1,) * len(shape))
+    x = b.reshape(x, (*shape[:axis], places, size, *shape[axis + 1 :]))
+    rank = len(shape) + 1
+    return b.permute(x, (*(k for k in range(rank) if k != axis + 1), axis + 1))
 
 
 def _conv_groups(
@@ -131,30 +147,54 @@ def _conv_groups(
 # Pooling: the last `rank` axes are space, the others are kept.
 
 
-def _pool_windows(
+@dataclass(frozen=True)
+class _Pool:
+    """Where windows lie on each spatial axis: kernel, steps, gaps, padding, and the zeros there.
+
+    `sides` is the padding and, with ceil_mode, what the last window needs beyond it.
+    """
+
+    kernel: tuple[int, ...]
+    steps: tuple[int, ...]
+    gaps: tuple[int, ...]
+    padding: tuple[int, ...]
+    sides: Sides
+
+
+def _pool(
     name: str,
     x: Node,
     kernel: Extents,
     stride: Extents | None,
     padding: Extents,
     dilation: Extents,
+    ceil_mode: bool,
     rank: int,
-) -> tuple[tuple[int, ...], tuple[int, ...], Sides, tuple[int, ...]]:
-    """Return kernel, steps, sides and gaps of each axis, checked."""
+) -> _Pool:
+    """Spread the arguments of a pooling over its axes and check them."""
     if len(x.shape) not in (rank + 1, rank + 2):
-        fail(
-            ShapeError,
-            name,
-            "the number of axes does not fit",
-            (x,),
-            f"the input has {rank} spatial axes after [N, C] or [C]",
-        )
-    size = _each(name, kernel, rank)
+        rule = f"the input has {rank} spatial axes after [N, C] or [C]"
+        fail(ShapeError, name, "the number of axes does not fit", (x,), rule)
+    size, gaps = _each(name, kernel, rank), _each(name, dilation, rank)
     steps = size if stride is None else _each(name, stride, rank)
     pads = _each(name, padding, rank)
     if any(2 * p > k for p, k in zip(pads, size)):
         raise ShapeError(f"{name}: padding {pads} is more than half of the kernel {size}")
-    return size, steps, [(p, p) for p in pads], _each(name, dilation, rank)
+    sides = [(p, p) for p in pads]
+    if ceil_mode:
+        axes = zip(x.shape[-rank:], size, steps, gaps, pads)
+        sides = [(axis[-1], axis[-1] + _overhang(*axis)) for axis in axes]
+    return _Pool(size, steps, gaps, pads, sides)
+
+
+def _overhang(length: int, size: int, step: int, gap: int, pad: int) -> int:
+    """Return how far the last window reaches beyond the padding where counts are rounded up."""
+    span = gap * (size - 1) + 1
+    places = -(-(length + 2 * pad - span) // step) + 1
+    if (places - 1) * step >= length + pad:
+        # A window that starts in the padding on the right is left out.
+        places -= 1
+    return max((places - 1) * step + span - length - 2 * pad, 0)
 
 
 def max_pool(
@@ -163,25 +203,24 @@ def max_pool(
     stride: Extents | None = None,
     padding: Extents = 0,
     dilation: Extents = 1,
+    ceil_mode: bool = False,
     rank: int = 2,
     gradient: bool = True,
 ) -> Node:
     """Return the maximum of each window, over -inf outside x; NaN if there is one.
 
-    The gradient goes to the first maximum of a window alone, or to its first NaN, as in PyTorch;
+    The gradient goes to the first maximum of a window alone, or to its first NaN;
     `gradient=False` leaves out what only the gradient needs.
     """
-    size, steps, sides, gaps = _pool_windows("max_pool", x, kernel, stride, padding, dilation, rank)
-    views = _windows(_pad_lowest(x, sides), size, steps, gaps)
+    pool = _pool("max_pool", x, kernel, stride, padding, dilation, ceil_mode, rank)
+    views = _windows(_pad_lowest(x, pool.sides), pool.kernel, pool.steps, pool.gaps)
     taps = tuple(range(len(x.shape), len(x.shape) + rank))
     if not gradient or not x.dtype.is_float:
         return b.max_(views, taps)
-    places = positions(views, taps)
-    total = math.prod(size)
-    narrow = u8 if total <= 256 else i32
+    narrow = u8 if math.prod(pool.kernel) <= 256 else i32
     first = b.detach(first_max(views, taps, narrow))
-    lead = tuple(range(len(x.shape)))
-    chosen = b.eq(b.cast(places, narrow), b.expand_axes(first, views.shape, lead))
+    first = b.expand_axes(first, views.shape, tuple(range(len(x.shape))))
+    chosen = b.eq(b.cast(positions(views, taps), narrow), first)
     return b.sum_(b.where(chosen, views, 0), taps)
 
 
@@ -201,28 +240,26 @@ def avg_pool(
     kernel: Extents,
     stride: Extents | None = None,
     padding: Extents = 0,
+    ceil_mode: bool = False,
     count_include_pad: bool = True,
     rank: int = 2,
 ) -> Node:
     """Return the mean of each window; the padding counts as zeros, or not at all."""
-    size, steps, sides, gaps = _pool_windows("avg_pool", x, kernel, stride, padding, 1, rank)
+    pool = _pool("avg_pool", x, kernel, stride, padding, 1, ceil_mode, rank)
     taps = tuple(range(len(x.shape), len(x.shape) + rank))
-    views = _windows(_pad_space(x, sides), size, steps, gaps)
+    views = _windows(_pad_space(x, pool.sides), pool.kernel, pool.steps, pool.gaps)
     total = b.sum_(views, taps)
-    if count_include_pad or not any(map(any, sides)):
-        return b.div(total, float(math.prod(size)))
-    for axis, (low, _) in enumerate(sides, len(x.shape) - rank):
-        k = axis - len(x.shape) + rank
-        inside = _inside(x.shape[axis], total.shape[axis], size[k], steps[k], low)
+    whole = all(lo == hi and (count_include_pad or not lo) for lo, hi in pool.sides)
+    if whole:
+        return b.div(total, float(math.prod(pool.kernel)))
+    for k in range(rank):
+        axis = len(x.shape) - rank + k
+        extra = pool.padding[k] if count_include_pad else 0
+        start = b.sub(b.mul(b.iota(total.shape[axis], i32), pool.steps[k]), pool.padding[k])
+        end = minimum(b.add(start, pool.kernel[k]), x.shape[axis] + extra)
+        inside = b.cast(b.sub(end, b.maximum(start, -extra)), f32)
         total = b.div(total, b.expand_axes(inside, total.shape, (axis,)))
     return total
-
-
-def _inside(length: int, places: int, size: int, step: int, low: int) -> Node:
-    """Return how many elements of each window lie inside an axis of this length."""
-    start = b.sub(b.mul(b.iota(places, i32), step), low)
-    end = minimum(b.add(start, size), length)
-    return b.cast(b.sub(end, b.maximum(start, 0)), f32)
 
 
 def adaptive_avg_pool(x: Node, output: Extents, rank: int = 2) -> Node:

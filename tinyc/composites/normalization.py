@@ -57,7 +57,7 @@ def batch_norm(
     weight: Node | None = None,
     bias: Node | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float | Node = 0.1,
     eps: float = 1e-5,
 ) -> BatchNorm:
     """Normalize each channel (axis 1) of x by its statistics, or by the running ones.
@@ -84,9 +84,10 @@ def batch_norm(
     )
 
 
-def _moved(running: Node, new: Node, momentum: float) -> Node:
+def _moved(running: Node, new: Node, momentum: float | Node) -> Node:
     """Return the exponential moving average's next value."""
-    moved = b.add(b.mul(running, 1 - momentum), b.mul(new, momentum))
+    kept = b.sub(1, momentum) if isinstance(momentum, Node) else 1 - momentum
+    moved = b.add(b.mul(running, kept), b.mul(new, momentum))
     return b.cast(moved, running.dtype)
 
 
