@@ -170,9 +170,8 @@ def helper(name: str) -> str:
     what, *types = name.split("_")
     t = TYPES[types[0]]
     if what == "max":
-        nan = " || a != a" if types[0] in ("f32", "f64") else ""
-        return (f"static inline {t} tc_{name}({t} a, {t} b) "
-                f"{{ return a > b{nan} ? a : b; }}")
+        test = "(a > b) | (a != a)" if types[0] in ("f32", "f64") else "a > b"
+        return f"static inline {t} tc_{name}({t} a, {t} b) {{ return {test} ? a : b; }}"
     if what == "to":
         return conversion(name, types[0], types[1])
     if what == "bitcast":

@@ -6,12 +6,13 @@ from dataclasses import replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
 from tinyc.diagnostics import ScheduleError
-from tinyc.ir.loop import For, If, LoopKernel, MicroKernel, Stmt, Store, statements, transform
+from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, transform
 from tinyc.ir.plan import Target
 
 SUM_BLOCK = 4096
 UNROLL_SUM = 8
 UNROLL_MAP = 4
+UNROLL_TOTAL = 16
 UNROLL_STATEMENTS = 48
 
 
@@ -26,10 +27,11 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
 def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) -> tuple[Stmt, ...]:
     """Loops without contractions: collapse, unroll, keep sums in registers, lanes, hoisting."""
     body = transform(body, collapse_all)
-    body = tuple(t for s in body for t in unroll_short(s, nested=False))
+    body = transform(body, split_digits)
     body = tuple(t for s in body for t in keep_sums(s))
+    body = tuple(t for s in body for t in unroll_short(s, None))
     body = transform(body, lambda s: block_chunks(s, kernel))
-    body = transform(body, lambda s: lanes(s, target))
+    body = tuple(t for s in body for t in lanes(s, target))
     body = transform(body, hoist_all)
     return transform(body, vectorize_all)
 
@@ -43,28 +45,42 @@ def collapse_all(stmt: Stmt) -> tuple[Stmt, ...]:
     return (stmt,)
 
 
-def unroll_short(stmt: Stmt, nested: bool) -> tuple[Stmt, ...]:
-    """Unroll innermost loops of a few iterations that stand inside another loop."""
+def split_digits(stmt: Stmt) -> tuple[Stmt, ...]:
+    """An innermost loop whose variable is divided runs over its digits instead."""
+    if isinstance(stmt, For) and not p.has_loops(stmt):
+        factor = p.digit(stmt)
+        if factor is not None and stmt.kind == "serial" and stmt.limit is None:
+            return (p.split(stmt, factor),)
+    return (stmt,)
+
+
+def unroll_short(stmt: Stmt, since: int | None) -> tuple[Stmt, ...]:
+    """Unroll innermost loops of a few iterations that stand inside another loop.
+
+    `since` is the number of iterations since the last declaration outside; None: no loop around.
+    """
     if isinstance(stmt, If):
-        return (replace(stmt, body=tuple(t for s in stmt.body for t in unroll_short(s, nested))),)
+        return (replace(stmt, body=tuple(t for s in stmt.body for t in unroll_short(s, since))),)
     if not isinstance(stmt, For):
         return (stmt,)
-    body = tuple(t for s in stmt.body for t in unroll_short(s, True))
+    inside = stmt.var.extent * (1 if since is None else since)
+    declares = any(isinstance(s, Alloc) for s in stmt.body)
+    body = tuple(t for s in stmt.body for t in unroll_short(s, 1 if declares else inside))
     stmt = replace(stmt, body=body)
-    if nested and is_short(stmt):
+    if since is not None and is_short(stmt, inside):
         return p.unroll(stmt)
     return (stmt,)
 
 
-def is_short(loop: For) -> bool:
-    if loop.limit is not None or loop.kind != "serial":
+def is_short(loop: For, inside: int) -> bool:
+    if loop.limit is not None or loop.kind != "serial" or p.has_loops(loop):
         return False
-    if any(isinstance(s, (For, If, MicroKernel)) for s in loop.body):
+    if loop.var.extent * len(loop.body) > UNROLL_STATEMENTS:
         return False
     sums = any(isinstance(s, Store) and s.accumulate and not s.index.coeff(loop.var)
                for s in loop.body)
-    most = UNROLL_SUM if sums else UNROLL_MAP
-    return loop.var.extent <= most and loop.var.extent * len(loop.body) <= UNROLL_STATEMENTS
+    return loop.var.extent <= UNROLL_MAP or (
+        sums and loop.var.extent <= UNROLL_SUM and inside <= UNROLL_TOTAL)
 
 
 def keep_sums(stmt: Stmt) -> tuple[Stmt, ...]:
@@ -81,21 +97,24 @@ def keep_sums(stmt: Stmt) -> tuple[Stmt, ...]:
 
 def block_chunks(stmt: Stmt, kernel: LoopKernel) -> tuple[Stmt, ...]:
     """A reduction straight over the chunked loop is done in blocks."""
-    if isinstance(stmt, For) and stmt.kind == "chunk" and p.register_sums(stmt) and not any(
-            isinstance(s, (For, If, MicroKernel)) for s in stmt.body):
+    if isinstance(stmt, For) and stmt.kind == "chunk" and not p.has_loops(stmt) and (
+            p.register_sums(stmt)):
         return p.split_chunks(stmt, SUM_BLOCK, kernel.chunk)
     return (stmt,)
 
 
 def lanes(stmt: Stmt, target: Target) -> tuple[Stmt, ...]:
-    """Several accumulators for a reduction over an innermost loop."""
-    if not isinstance(stmt, For) or stmt.kind != "serial":
+    """Several accumulators for reductions, kept through all loops that the sum runs over."""
+    if isinstance(stmt, If):
+        return (replace(stmt, body=tuple(t for s in stmt.body for t in lanes(s, target))),)
+    if not isinstance(stmt, For):
         return (stmt,)
-    wide = target.lanes if stmt.var.extent < 8 * target.lanes else 4 * target.lanes
-    try:
-        return p.interleave(stmt, wide)
-    except ScheduleError:
-        return (stmt,)
+    out: list[Stmt] = []
+    for s in p.interleave(stmt, target.lanes):
+        if isinstance(s, For):
+            s = replace(s, body=tuple(t for inner in s.body for t in lanes(inner, target)))
+        out.append(s)
+    return tuple(out)
 
 
 def hoist_all(stmt: Stmt) -> tuple[Stmt, ...]:

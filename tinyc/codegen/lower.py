@@ -124,8 +124,8 @@ def accumulator(low: Lowering, stage: Stage, around: tuple[Loop, ...],
     """(statements before, statements after) the reduction's outermost loop; picks its storage."""
     done = {loop.var for loop in around}
     names = low.rename(stage)
-    open_axes = [v for v in stage.axes
-                 if v.extent > 1 and names.get(v, Affine.of(v)).as_var() not in done]
+    own = [low.plan.mapping[stage].get(v, v) for v in stage.axes if v.extent > 1]
+    open_axes = [v for v in own if v not in done]
     home = private_buf(low, stage) if root and stage in low.nest.private else stage.buf
     zero = identity(stage.kind, stage.dtype)
     idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)

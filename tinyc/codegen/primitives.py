@@ -4,7 +4,7 @@ Every primitive keeps what a kernel computes; `codegen.interpret` is the oracle 
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 
@@ -53,6 +53,30 @@ def collapse(outer: For) -> For:
     both = Var(f"{a.name}_{b.name}", a.extent * b.extent)
     mapping = {a: Affine.const_of(0), b: Affine.of(both)}
     return For(both, tuple(substitute_stmt(s, mapping) for s in inner.body), outer.kind)
+
+
+def split(loop: For, factor: int) -> For:
+    """Two loops for one: blocks of `factor` iterations.
+
+    for i < N: s(i)   ->   for o < N/F: for d < F: s(F*o + d)
+    """
+    if loop.limit is not None or loop.kind != "serial" or loop.var.extent % factor:
+        raise ScheduleError(f"split: {loop.var.name} does not divide into blocks of {factor}")
+    o = Var(f"{loop.var.name}o", loop.var.extent // factor)
+    d = Var(f"{loop.var.name}d", factor)
+    at = Affine.of(o) * factor + Affine.of(d)
+    inner = For(d, tuple(substitute_stmt(s, {loop.var: at}) for s in loop.body))
+    return For(o, (inner,))
+
+
+def digit(loop: For) -> int | None:
+    """The smallest number by which indices below divide the loop's variable alone."""
+    found: set[int] = set()
+    for index in accesses(loop.body):
+        for n, operand in index.divisions():
+            if operand.as_var() is loop.var and loop.var.extent % n == 0 and n < loop.var.extent:
+                found.add(n)
+    return min(found, default=None)
 
 
 _copies = count()
@@ -191,34 +215,89 @@ def swap_stores(body: tuple[Stmt, ...], exchange: dict[int, Store]) -> tuple[Stm
     return tuple(map(swap, body))
 
 
-def interleave(loop: For, lanes: int) -> tuple[Stmt, ...]:
-    """Reductions into registers get one accumulator for each lane, combined in a fixed tree.
+def has_loops(loop: For) -> bool:
+    """True if a loop is not an innermost one of plain statements."""
+    return any(isinstance(s, (For, If, MicroKernel)) for s in loop.body)
 
-    for j < N: s += f(j)   ->   for j < N/L: simd l < L: v[l] += f(L*j + l);  s += tree(v); rest
+
+WIDEST_LANES = 64
+
+
+def interleave(loop: For, lanes: int) -> tuple[Stmt, ...]:
+    """Reductions into registers get an accumulator for each lane of the innermost loop, kept
+    while `loop` runs and combined in a fixed order after it.
+
+    for i: for j < N: s += f(i, j)
+      ->  for i: for j < N/L: simd l < L: v[l] += f(i, L*j + l); rest;   then s += v[0] + v[1] ..
     """
-    sums = register_sums(loop)
-    if any(isinstance(s, For) for s in loop.body) or loop.limit is not None:
-        raise ScheduleError(f"interleave: {loop.var.name} is not an innermost loop of fixed range")
+    found = outer_sums(loop)
+    plan = {inner: lane_count(inner, inner is loop, lanes) for inner in found}
+    found = {inner: sums for inner, sums in found.items() if plan[inner]}
+    if not found:
+        return (loop,)
+    before: list[Stmt] = []
+    after: list[Stmt] = []
+    exchange: dict[For, tuple[Stmt, ...]] = {}
+    for inner, sums in found.items():
+        fresh = {}
+        for s, store in sums.items():
+            v = Storage(f"{s.name}_v{next(_copies)}", plan[inner], s.dtype, "register")
+            lane = Var(f"{v.name}l", v.size)
+            before += [Alloc(v), For(lane, (Store(v, Affine.of(lane), neutral(store)),), "simd")]
+            after += lane_tree(s, v, store.accumulate)
+            fresh[s] = v
+        exchange[inner] = in_lanes(inner, plan[inner], fresh)
+    body = exchange[loop] if loop in exchange else (exchange_loops(loop, exchange),)
+    return (*before, *body, *after)
+
+
+def lane_count(inner: For, alone: bool, lanes: int) -> int:
+    """How many accumulators a loop gets; 0 if one is as good."""
+    n = inner.var.extent
+    if alone:
+        return 4 * lanes if n >= 32 * lanes else lanes if n >= 2 * lanes else 0
+    if n >= 8 * lanes:
+        return lanes
+    return n if 4 <= n <= WIDEST_LANES else lanes if n > lanes else 0
+
+
+def outer_sums(loop: For) -> dict[For, dict[Storage, Store]]:
+    """Innermost loops at or below `loop`, with the registers from outside that they reduce into."""
+    inside = {s.storage for s in statements((loop,)) if isinstance(s, Alloc)}
+    found: dict[For, dict[Storage, Store]] = {}
+    for s in statements((loop,)):
+        if isinstance(s, For) and s.kind == "serial" and s.limit is None and not has_loops(s):
+            sums = {r: store for r, store in register_sums(s).items() if r not in inside}
+            if sums and not any(load.storage in sums for store in s.body
+                                if isinstance(store, Store) for load in loads(store.value)):
+                found[s] = sums
+    return found
+
+
+def exchange_loops(loop: For, exchange: dict[For, tuple[Stmt, ...]]) -> For:
+    body: list[Stmt] = []
+    for s in loop.body:
+        if isinstance(s, For):
+            body.extend(exchange[s] if s in exchange else (exchange_loops(s, exchange),))
+        elif isinstance(s, If):
+            inner = exchange_loops(For(loop.var, s.body), exchange)
+            body.append(If(s.cond, inner.body))
+        else:
+            body.append(s)
+    return replace(loop, body=tuple(body))
+
+
+def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage]) -> tuple[Stmt, ...]:
+    """An innermost loop whose sums go to lanes; the rest of the range goes to the first lanes."""
     whole, rest = divmod(loop.var.extent, lanes)
-    if not sums or not whole:
-        raise ScheduleError(f"interleave: nothing to gain in {loop.var.name}")
-    fresh = {s: Storage(f"{s.name}_v{next(_copies)}", lanes, s.dtype, "register") for s in sums}
     j, lane = Var(f"{loop.var.name}o", whole), Var(f"{loop.var.name}l", lanes)
-    out: list[Stmt] = []
-    for s, v in fresh.items():
-        init = Store(v, Affine.of(lane), neutral(sums[s]))
-        out += [Alloc(v), For(lane, (init,), "simd")]
     at = Affine.of(j) * lanes + Affine.of(lane)
-    body = lane_body(loop, at, fresh, lane)
-    out.append(For(j, (For(lane, body, "simd"),)) if whole > 1 else For(
-        lane, tuple(substitute_stmt(s, {j: Affine.const_of(0)}) for s in body), "simd"))
-    for s, v in fresh.items():
-        out += lane_tree(s, v, lanes, sums[s].accumulate)
+    inner = For(lane, lane_body(loop, at, fresh, lane), "simd")
+    out: list[Stmt] = [For(j, (inner,)) if whole > 1 else inner]
     if rest:
         t = Var(f"{loop.var.name}t", rest)
         at = Affine.of(t) + whole * lanes
-        tail = renamed(tuple(substitute_stmt(s, {loop.var: at}) for s in loop.body))
-        out.append(For(t, tail))
+        out.append(For(t, lane_body(loop, at, fresh, t), "simd"))
     return tuple(out)
 
 
@@ -232,17 +311,18 @@ def lane_body(loop: For, at: Affine, fresh: dict[Storage, Storage], lane: Var) -
     return tuple(out)
 
 
-def lane_tree(scalar: Storage, lanes_of: Storage, lanes: int, kind: str | None) -> list[Stmt]:
-    """scalar (+)= the lanes, halved until one is left."""
+def lane_tree(scalar: Storage, v: Storage, kind: str | None) -> list[Stmt]:
+    """scalar (+)= the lanes: halved while they are even, then one after the other."""
     out: list[Stmt] = []
-    half = lanes // 2
-    while half:
-        l = Var(f"{lanes_of.name}h{half}", half)
-        out.append(For(l, (Store(lanes_of, Affine.of(l), Load(lanes_of, Affine.of(l) + half),
-                                 kind),), "simd"))
-        half //= 2
+    n = v.size
+    while n % 2 == 0:
+        n //= 2
+        l = Var(f"{v.name}h{n}", n)
+        upper = Load(v, Affine.of(l) + n)
+        out.append(For(l, (Store(v, Affine.of(l), upper, kind),), "simd"))
     zero = Affine.const_of(0)
-    out.append(Store(scalar, zero, Load(lanes_of, zero), kind))
+    l = Var(f"{v.name}h", n)
+    out.append(For(l, (Store(scalar, zero, Load(v, Affine.of(l)), kind),)))
     return out
 
 
@@ -259,7 +339,7 @@ def vectorize(loop: For) -> For:
 
     for i: y[i] = f(x[i])   ->   simd i: y[i] = f(x[i])
     """
-    if any(isinstance(s, (For, If, MicroKernel)) for s in loop.body):
+    if has_loops(loop):
         raise ScheduleError(f"vectorize: {loop.var.name} is not an innermost loop")
     local = {s.storage for s in loop.body if isinstance(s, Alloc)}
     stored: dict[Storage, list[Affine]] = {}
@@ -291,19 +371,37 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
     done: dict[int, Load] = {}
     shared: dict[tuple, Load] = {}
 
-    def visit(stmt: Stmt) -> Stmt:
-        if isinstance(stmt, Store):
-            return replace(stmt, value=lifted(stmt.value))
-        return stmt
-
-    def lifted(root: Expr) -> Expr:
+    def fixed_parts(root: Expr) -> dict[int, bool]:
         fixed: dict[int, bool] = {}
         for e in walk(root):
             fixed[id(e)] = is_fixed(e, fixed, moving, written)
-        return replace_fixed(root, fixed, before, done, shared)
+        return fixed
 
-    body = tuple(visit(s) for s in loop.body)
-    return (*before, replace(loop, body=body)) if before else (loop,)
+    kept: list[Stmt] = []
+    for stmt in whole_registers(loop, fixed_parts, before):
+        if isinstance(stmt, Store):
+            fixed = fixed_parts(stmt.value)
+            stmt = replace(stmt, value=replace_fixed(stmt.value, fixed, before, done, shared))
+        kept.append(stmt)
+    return (*before, replace(loop, body=tuple(kept))) if before else (loop,)
+
+
+def whole_registers(loop: For, fixed_parts: Callable[[Expr], dict[int, bool]],
+                    before: list[Stmt]) -> list[Stmt]:
+    """Move registers that are set once, to what does not change, out as they are."""
+    stores: dict[Storage, list[Store]] = {}
+    for s in statements(loop.body):
+        if isinstance(s, Store):
+            stores.setdefault(s.storage, []).append(s)
+    local = {s.storage for s in loop.body if isinstance(s, Alloc) and s.storage.size == 1}
+    out = {r for r in local if len(stores.get(r, ())) == 1 and stores[r][0].accumulate is None
+           and any(s is stores[r][0] for s in loop.body)
+           and fixed_parts(stores[r][0].value)[id(stores[r][0].value)]}
+    kept: list[Stmt] = []
+    for s in loop.body:
+        moved = isinstance(s, (Alloc, Store)) and s.storage in out
+        (before if moved else kept).append(s)
+    return kept
 
 
 def is_fixed(e: Expr, fixed: dict[int, bool], moving: set[Var], written: set[Storage]) -> bool:
@@ -333,7 +431,10 @@ def replace_fixed(root: Expr, fixed: dict[int, bool], before: list[Stmt], done: 
         return found
 
     def worth(e: Expr) -> bool:
-        return isinstance(e, Apply) or isinstance(e, Load) and e.storage.role != "register"
+        if isinstance(e, Load):
+            return e.storage.role != "register"
+        return isinstance(e, Apply) and any(
+            isinstance(x, Load) or free_vars(x) for x in walk(e))
 
     if fixed[id(root)]:
         return name(root) if worth(root) else root

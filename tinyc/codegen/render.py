@@ -145,17 +145,25 @@ class Scope:
     # -- expressions -----------------------------------------------------------------------------
 
     def expression(self, root: Expr, lines: list[str], pad: str) -> str:
-        """The text of an expression; what is used twice, or is long, gets a line of its own."""
+        """The text of an expression; what is used twice, or is long, gets a line of its own.
+
+        So do loads and both sides of a selection: compilers vectorise `c ? x : y` of two values,
+        but not a load that happens only where `c` holds.
+        """
         uses: dict[int, int] = {}
         order = list(walk(root))
+        selects = any(isinstance(e, Apply) and e.op is Op.WHERE for e in order)
         for e in order:
+            chosen = isinstance(e, Apply) and e.op is Op.WHERE
             for c in children(e):
-                uses[id(c)] = uses.get(id(c), 0) + 1
+                uses[id(c)] = uses.get(id(c), 0) + 1 + chosen
         text: dict[int, str] = {}
         for e in order:
             t = self.scalar(e, text)
             plain = isinstance(e, Const) or isinstance(e, Load) and e.storage.role == "register"
-            if e is not root and not plain and (uses.get(id(e), 0) > 1 or len(t) > LONGEST_TEXT):
+            apart = uses.get(id(e), 0) > 1 or len(t) > LONGEST_TEXT or (
+                selects and isinstance(e, Load) and not e.guard)
+            if e is not root and not plain and apart:
                 name = f"t{self.temporaries}"
                 self.temporaries += 1
                 lines.append(f"{pad}const {TYPES[e.dtype.name]} {name} = {t};")

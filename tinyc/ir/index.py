@@ -335,6 +335,15 @@ class Affine:
                     seen.add(a.serial)
                     yield a.expr
 
+    def divisions(self) -> Iterator[tuple[int, Affine]]:
+        """(divisor, operand) of every `//` and `%`, outer ones first."""
+        stack = [self]
+        while stack:
+            for a, _ in stack.pop().terms:
+                if isinstance(a, _Quotient):
+                    yield a.n, a.operand
+                    stack.append(a.operand)
+
     def map_data(self, fn: Callable[[Any], Any]) -> Affine:
         """Replace the expression of every data index by `fn` of it."""
         if all(type(a) is Var for a, _ in self.terms):

@@ -41,6 +41,7 @@ class Inlined:
     size: int = 0
     depth: int = 0
     heavy: bool = False
+    reduced: bool = False
 
 
 def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set[Node]:
@@ -59,7 +60,7 @@ def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set
         cost = costs[n] = inlined_cost(n, costs, stored)
         if n not in stored and must_store(n, cost, users[n]):
             stored.add(n)
-            costs[n] = Inlined()
+            costs[n] = Inlined(reduced=cost.reduced)
         if n.op is Op.EXPAND and widens(n) and costs[n].heavy and n.src[0].shape:
             stored.add(strip_views(n.src[0]))
             costs[n] = Inlined()
@@ -86,13 +87,14 @@ def strip_views(n: Node) -> Node:
 
 def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inlined:
     if n in stored or n.op in LEAVES or n.op is Op.ASSIGN:
-        return Inlined()
+        return Inlined(reduced=n.op in (Op.REDUCE, Op.CONTRACT))
     below = [costs[s] for s in n.src]
     own = 0 if n.op in VIEWS else 1
     return Inlined(
         size=min(own + sum(c.size for c in below), 10_000),
         depth=1 + max((c.depth for c in below), default=0),
         heavy=n.op in HEAVY and n.dtype.kind == "f" or any(c.heavy for c in below),
+        reduced=n.op not in VIEWS and any(c.reduced for c in below),
     )
 
 
@@ -101,7 +103,10 @@ def must_store(n: Node, cost: Inlined, users: int) -> bool:
         return False
     if cost.size > SINGLE_LIMIT or cost.depth > DEPTH_LIMIT:
         return True
-    return users > 1 and bool(n.shape) and (cost.heavy or cost.size > SHARED_LIMIT)
+    if users < 2 or not n.shape:
+        return False
+    # What is computed from a reduction is stored in place of the reduction, by the same kernel.
+    return cost.heavy or cost.reduced or cost.size > SHARED_LIMIT
 
 
 def size_of(n: Node) -> int:
