@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyc import config
+from tinyc import checking, config, dumps
 from tinyc.codegen import c, cpu
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
-from tinyc.diagnostics import Remark, debug_line, emit, format_origin
+from tinyc.diagnostics import debug_line, emit, format_origin
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.lift import lift
@@ -47,14 +47,17 @@ class Pass:
 
 
 def fuse_stages(plan: Plan, target: Target) -> None:
+    """Place the stages in loop trees; every refusal is a remark."""
     plan.remarks += fuse(plan, target, config.current().fuse)
 
 
 def lower_stages(plan: Plan, target: Target) -> None:
+    """Turn each nest into the loop IR of a kernel."""
     plan.kernels = [lower_nest(plan, nest, target) for nest in plan.nests]
 
 
 def schedule_kernels(plan: Plan, target: Target) -> None:
+    """Apply the target's recipe to each kernel."""
     plan.kernels = [cpu.schedule(kernel, target) for kernel in plan.kernels]
 
 
@@ -89,48 +92,52 @@ class Compilation:
     graph: tuple[Node, ...] = ()
     plan: Plan | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
                target: Target) -> Compilation:
     """Graph -> plan with scheduled kernels and memory."""
     done = Compilation(outputs)
-    check = config.current().check
+    settings = config.current()
+    shows = settings.debug.level >= 5 or bool(settings.dump)
+    text = done.texts["graph"] = to_text(outputs) if shows else ""
     for p in GRAPH:
-        before = outputs
         outputs = timed(done, p, outputs, target)
-        if check:
+        if settings.check:
             verify(outputs)
-        show_change(p.name, before, outputs, to_text)
+        if shows:
+            text = show_change(done, p.name, text, to_text(outputs))
     plan = done.plan = Plan(outputs, leaves, [])
     done.graph = outputs
-    shows = config.current().debug.level >= 5
     for p in PLAN:
-        text = plan_text(plan) if shows else ""
         timed(done, p, plan, target)
         if shows:
-            show_change(p.name, text, plan_text(plan), str)
+            text = show_change(done, p.name, text, plan_text(plan))
     for remark in plan.remarks:
         emit(remark)
     return done
 
 
 def timed(done: Compilation, p: Pass, value: Any, target: Target) -> Any:
+    """Run a pass and note how long it took."""
     start = time.perf_counter()
     result = p.run(value, target)
     done.seconds[p.name] = time.perf_counter() - start
     return result
 
 
-def show_change(name: str, before: Any, after: Any, text: Callable[[Any], str]) -> None:
-    """DEBUG=5: what a pass changed, as a unified diff."""
-    if not config.current().debug.shows(5, pass_name=name):
-        return
-    import difflib
+def show_change(done: Compilation, name: str, before: str, after: str) -> str:
+    """Keep the text after a pass; DEBUG=5 prints what the pass changed, as a unified diff."""
+    done.texts[name] = after
+    if config.current().debug.shows(5, pass_name=name):
+        import difflib
 
-    old, new = text(before).splitlines(), text(after).splitlines()
-    diff = list(difflib.unified_diff(old, new, f"before {name}", f"after {name}", lineterm="", n=1))
-    debug_line(5, "\n".join(diff) if diff else f"{name} (unchanged)", pass_name=name)
+        names = (f"before {name}", f"after {name}")
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, "", "", 1, "")
+        diff = "\n".join(lines)
+        debug_line(5, diff or f"{name} (unchanged)", pass_name=name)
+    return after
 
 
 def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
@@ -148,6 +155,8 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
     program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
                       source.scratch_size, infos, tuple(plan.sites),
                       tuple(r.to_dict() for r in plan.remarks))
+    if config.current().dump:
+        dumps.write(config.current().dump, outputs[0].origin, done.texts, program)
     return program, done
 
 
@@ -235,10 +244,24 @@ class NativeExecutable:
         note_run(self, buffers)
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
         slots = [*buffers, *(b for b in outputs if b is not None)]
+        if config.current().check:
+            return self.checked(buffers, slots, outputs)
         if times is None and profile.wanted():
             profile.run_shown(self.program, lambda times: self.native.run(slots, times))
         else:
             self.native.run(slots, times)
+        return outputs
+
+
+    def checked(self, buffers: Sequence[Buffer], slots: Sequence[Buffer],
+                outputs: list[Buffer | None]) -> list[Buffer | None]:
+        """Run, and compare what was computed with the evaluator: VerifyError where it differs."""
+        memory = {leaf.attrs[0]: b.array for leaf, b in zip(self.leaves, buffers)}
+        wanted = checking.expected(self.outputs, memory)
+        self.native.run(slots)
+        found = [memory[assigned_uid(node)] if buffer is None else buffer.array
+                 for node, buffer in zip(self.outputs, outputs)]
+        checking.compare(self.outputs, wanted, found)
         return outputs
 
 
@@ -255,7 +278,7 @@ def assigned_uid(assign: Node) -> int:
 
 _programs: dict[Any, Executable] = {}
 # Versions from here on belong to no tensor's memory.
-NOBODYS = -(1 << 40)
+NOBODYS = -(1 << 20)
 compilations = 0
 
 
@@ -293,6 +316,7 @@ def anonymous(
 
 
 def device_of(outputs: Sequence[Node]) -> str:
+    """Where a graph is computed."""
     for out in outputs:
         if out.device is not None:
             return out.device
@@ -308,7 +332,7 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
         return NumpyExecutable(outputs, leaves)
     native = get_device(device)
     start = time.perf_counter()
-    program, done = build_program(outputs, leaves, host_target())
+    program, _ = build_program(outputs, leaves, host_target())
     middle = time.perf_counter()
     executable = NativeExecutable(program, native.load(program), device, outputs, leaves)
     report(outputs, program, middle - start, time.perf_counter() - middle)
