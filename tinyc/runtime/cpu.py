@@ -100,7 +100,12 @@ class CpuDevice:
         """Return what runs a program, compiled now unless its library is given."""
         if library is None:
             origins = {kernel.name: kernel.origins for kernel in program.kernels}
-            loaded, _ = load_library(Unit(program.source, program.libm, origins))
+            unit = Unit(program.source, program.libm, origins)
+            loaded, path = load_library(unit)
+            if config.current().debug.level >= 7:
+                from tinyc.runtime import disassembly
+
+                disassembly.show(unit, path, list(origins))
         else:
             try:
                 loaded = ctypes.CDLL(str(library))
