@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from tinyc import checking, compiler, config
+from tinyc import checking, compiler, config, pipeline
 from tinyc.diagnostics import VerifyError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import f32, i64
@@ -30,7 +30,7 @@ class TestDump:
         (folder,) = tmp_path.iterdir()
         assert re.fullmatch(r"\d{3}-test_dumps_and_checks-\d+", folder.name)
         names = sorted(path.name for path in folder.iterdir())
-        passes = ["graph", *(p.name for p in (*compiler.GRAPH, *compiler.PLAN))]
+        passes = ["graph", *(p.name for p in (*pipeline.GRAPH, *pipeline.PLAN))]
         expected = [f"{i:02d}-{name}.txt" for i, name in enumerate(passes)]
         assert names == [*expected, "program.c", "remarks.json"]
         assert "tinyc_step" in (folder / "program.c").read_text()

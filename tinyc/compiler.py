@@ -1,172 +1,29 @@
-"""From a graph to something that runs: the pass list, the program cache, execution.
+"""From a graph to something that runs: programs by their graphs, in memory and on disk; execution.
 
-Read the four tuples of passes from top to bottom: that is the compiler. The comments between the
-entries say what holds from there on.
+The passes that make a program are in `tinyc.pipeline`, which a process that finds its programs in
+the cache never loads.
 """
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tinyc import checking, config, dumps
-from tinyc.codegen import c, cpu
-from tinyc.codegen.count import kernel_info
-from tinyc.codegen.lower import lower_nest
-from tinyc.diagnostics import debug_line, emit, format_origin
+from tinyc import checking, config
+from tinyc.diagnostics import debug_line, format_origin
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.evaluate import evaluate
-from tinyc.ir.lift import lift
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
-from tinyc.ir.plan import Nest, Plan, Program, Target
-from tinyc.ir.plan_text import plan_text
-from tinyc.ir.printer import to_text
-from tinyc.ir.simplify import simplify
-from tinyc.ir.verify import verify
+from tinyc.ir.plan import Program, Target
 from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import get_device
-from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.cost import CPU
-from tinyc.schedule.fuse import fuse
-from tinyc.schedule.memory import plan_memory
-from tinyc.schedule.stage import build_stages
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One step: its name, what it does, and the function that does it."""
-
-    name: str
-    run: Callable[[Any, Target], Any]
-
-
-def fuse_stages(plan: Plan, target: Target) -> None:
-    """Place the stages in loop trees; every refusal is a remark."""
-    plan.remarks += fuse(plan, target, config.current().fuse)
-
-
-def lower_stages(plan: Plan, target: Target) -> None:
-    """Turn each nest into the loop IR of a kernel."""
-    plan.kernels = [lower_nest(plan, nest, target) for nest in plan.nests]
-
-
-def schedule_kernels(plan: Plan, target: Target) -> None:
-    """Apply the target's recipe to each kernel."""
-    plan.kernels = [cpu.schedule(kernel, target) for kernel in plan.kernels]
-
-
-GRAPH = (
-    # Nodes are typed and interned; the gradient is already inside.
-    Pass("simplify", lambda outputs, target: simplify(outputs)),
-    # Views are composed; constants are folded; no float algebra that could change NaN or inf.
-    Pass("lift", lambda outputs, target: lift(outputs)),
-    # Every sum of products is a contraction.
-)
-PLAN = (
-    Pass("stage", lambda plan, target: build_stages(plan, config.current().fuse)),
-    # Views are gone: every stored value is loops over one expression of reads.
-    Pass("fuse", fuse_stages),
-    # Every stage has its place in a loop tree; one tree is one kernel.
-    Pass("arrays", contract_arrays),
-    # What only one kernel uses has no dimension that its loops share, and no memory.
-    Pass("lower", lower_stages),
-    # Accesses are (storage, affine index); sums have accumulators.
-    Pass("schedule", schedule_kernels),
-    # Contractions are register tiles; innermost loops are independent or have lanes.
-    Pass("memory", lambda plan, target: plan_memory(plan)),
-    # Every storage has its place in the arena.
-)
-
-
-@dataclass
-class Compilation:
-    """What a compilation leaves behind for those who read it."""
-
-    outputs: tuple[Node, ...]
-    graph: tuple[Node, ...] = ()
-    plan: Plan | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-
-
-def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
-               target: Target) -> Compilation:
-    """Graph -> plan with scheduled kernels and memory."""
-    done = Compilation(outputs)
-    settings = config.current()
-    shows = settings.debug.level >= 5 or bool(settings.dump)
-    text = done.texts["graph"] = to_text(outputs) if shows else ""
-    for p in GRAPH:
-        outputs = timed(done, p, outputs, target)
-        if settings.check:
-            verify(outputs)
-        if shows:
-            text = show_change(done, p.name, text, to_text(outputs))
-    plan = done.plan = Plan(outputs, leaves, [])
-    done.graph = outputs
-    for p in PLAN:
-        timed(done, p, plan, target)
-        if shows:
-            text = show_change(done, p.name, text, plan_text(plan))
-    for remark in plan.remarks:
-        emit(remark)
-    return done
-
-
-def timed(done: Compilation, p: Pass, value: Any, target: Target) -> Any:
-    """Run a pass and note how long it took."""
-    start = time.perf_counter()
-    result = p.run(value, target)
-    done.seconds[p.name] = time.perf_counter() - start
-    return result
-
-
-def show_change(done: Compilation, name: str, before: str, after: str) -> str:
-    """Keep the text after a pass; DEBUG=5 prints what the pass changed, as a unified diff."""
-    done.texts[name] = after
-    if config.current().debug.shows(5, pass_name=name):
-        import difflib
-
-        names = (f"before {name}", f"after {name}")
-        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, "", "", 1, "")
-        diff = "\n".join(lines)
-        debug_line(5, diff or f"{name} (unchanged)", pass_name=name)
-    return after
-
-
-def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
-                  target: Target) -> tuple[Program, Compilation]:
-    """Graph -> program: source text, memory plan, launch list, remarks."""
-    done = run_passes(tuple(outputs), tuple(leaves), target)
-    plan = done.plan
-    assert plan is not None
-    start = time.perf_counter()
-    source = c.program(plan.kernels, plan.slots)
-    numbers = {n: i for i, n in enumerate(toposort(done.graph))}
-    infos = tuple(replace(kernel_info(k, nest), source=text, computes=computed(nest, numbers))
-                  for k, nest, text in zip(plan.kernels, plan.nests, source.kernels))
-    done.seconds["render"] = time.perf_counter() - start
-    program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
-                      source.scratch_size, infos, tuple(plan.sites),
-                      tuple(r.to_dict() for r in plan.remarks))
-    if config.current().dump:
-        dumps.write(config.current().dump, outputs[0].origin, done.texts, program)
-    return program, done
-
-
-def computed(nest: Nest, numbers: dict[Node, int]) -> tuple[int, ...]:
-    """The numbers of the nodes whose work a nest does, those it stores first."""
-    stored = [stage.node for stage in nest.stages()]
-    inlined = [n for stage in nest.stages() for n in stage.members]
-    found = [numbers[n] for n in (*stored, *inlined) if n in numbers]
-    return tuple(dict.fromkeys(found))
-
 
 # -- running -------------------------------------------------------------------------------------
 
@@ -332,11 +189,19 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
         return NumpyExecutable(outputs, leaves)
     native = get_device(device)
     start = time.perf_counter()
-    program, _ = build_program(outputs, leaves, host_target())
+    program = build_program(outputs, leaves, host_target())
     middle = time.perf_counter()
     executable = NativeExecutable(program, native.load(program), device, outputs, leaves)
     report(outputs, program, middle - start, time.perf_counter() - middle)
     return executable
+
+
+def build_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
+                  target: Target) -> Program:
+    """Run the passes."""
+    from tinyc import pipeline
+
+    return pipeline.build_program(outputs, leaves, target)[0]
 
 
 def host_target() -> Target:
