@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tinyc import config, diagnostics
+from tinyc.codegen.c import RUNTIME
 from tinyc.ir.plan import KernelInfo, Program, Site
 from tinyc.runtime import cache as cache_module
 from tinyc.runtime.cache import DiskCache, disk_cache
-from tinyc.runtime.cpu import RUNTIME_TYPE
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def make_program() -> Callable[..., Program]:
         scratch: int = 0,
     ) -> Program:
         source = (
-            f"{RUNTIME_TYPE}{helpers}\n"
+            f"{RUNTIME}{helpers}\n"
             "long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {\n"
             f"{body}\nreturn 0;\n}}\n"
         )

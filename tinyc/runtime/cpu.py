@@ -28,22 +28,9 @@ from tinyc.runtime.toolchain import Unit, load_library
 if TYPE_CHECKING:
     from tinyc.ir.plan import Program
 
-# The C side of `Runtime`, for the prelude of generated programs.
-RUNTIME_TYPE = """\
-typedef struct {
-    void (*par)(void (*)(void *, long, long), void *, long);
-    long (*now)(void);
-    long nthreads;
-    char *scratch;
-    long scratch_stride;
-    long *status;
-    long *times;
-} tinyc_rt;
-"""
-
 
 class Runtime(ctypes.Structure):
-    """What a program gets from its device: `tinyc_rt`.
+    """What a program gets from its device: `tinyc_rt` in its source.
 
     `status` is {site, value}: the first data-dependent index out of range, counted from 1, or 0.
     `times` is null, or receives the time of the start and of the end of each kernel.
