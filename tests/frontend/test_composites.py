@@ -813,6 +813,28 @@ def test_joining_and_cutting():
         ix.split(b.full((7,), 0), [1, 2])
 
 
+def test_padding_counts_from_the_last_axis():
+    x = rand(2, 3)
+    got = value(ix.pad_last, x, (1, 2, 0, 1), 7)
+    np.testing.assert_array_equal(got, np.pad(x, ((0, 1), (1, 2)), constant_values=7))
+    np.testing.assert_array_equal(
+        value(ix.pad_last, x, (-1, 1)), np.pad(x[:, 1:], ((0, 0), (0, 1)))
+    )
+    check_slope(lambda n: ix.pad_last(n, (1, -1, 2, 0), 0.5), x)
+    for bad in ((1,), (1,) * 6, (-2, -2)):
+        with pytest.raises(ShapeError, match="pad"):
+            value(ix.pad_last, x, bad)
+
+
+def test_a_row_of_padding_gets_no_gradient():
+    data = Data()
+    w, i = data(rand(3, 2)), data(np.array([0, 2, 2]))
+    out = ix.embedding(i, w, -1)
+    (grad,) = vjp([out], [b.full(out.shape, 1, f64)], [w])
+    np.testing.assert_array_equal(data.run(grad), [[1, 1], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(data.run(out), data.memory[0][[0, 2, 2]])
+
+
 def test_turning_rolling_and_triangles():
     x = rand(4, 5)
     np.testing.assert_array_equal(value(ix.flip, x, (0, -1)), x[::-1, ::-1])
@@ -922,6 +944,7 @@ class TestTorch:
         torch_case(lambda *n: cnv.conv(*n, *options), lambda *t: F.conv2d(*t, *options),
                    rand(*shape), rand(*weight, seed=1), rand(weight[0], seed=2))  # fmt: skip
 
+    @pytest.mark.filterwarnings("ignore:Using padding")
     def test_conv_same_padding_with_even_kernels(self):
         F = pytest.importorskip("torch").nn.functional
         arrays = rand(2, 3, 5, 6), rand(4, 3, 4, 2, seed=1)
@@ -1034,7 +1057,7 @@ class TestTorch:
         mine = losses.binary_cross_entropy_with_logits
         theirs = torch.nn.functional.binary_cross_entropy_with_logits
         torch_case(
-            lambda x, y: mine(x, y, b.full((3,), 2.5, f64)),
+            lambda x, y: mine(x, y, None, b.full((3,), 2.5, f64)),
             lambda x, y: theirs(x, y, pos_weight=w),
             rand(4, 3),
             rand(4, 3, seed=1, low=0.0, high=1.0),

@@ -14,7 +14,7 @@ from typing import Any
 from tinyc.composites.axes import along, one_axis
 from tinyc.diagnostics import AxisError, BoundsError, DTypeError, ShapeError
 from tinyc.ir import build as b
-from tinyc.ir.dtype import bool_, i32, i64
+from tinyc.ir.dtype import Scalar, bool_, i32, i64
 from tinyc.ir.node import Node
 from tinyc.ir.ops import Shape, fail
 
@@ -395,14 +395,38 @@ def one_hot(index: Node, classes: int) -> Node:
     return b.cast(b.eq(label, places), i64)
 
 
-def embedding(index: Node, weight: Node) -> Node:
-    """Return the rows of a table [n, width] by number; numbers are checked, not wrapped."""
+def embedding(index: Node, weight: Node, padding: int | None = None) -> Node:
+    """Return the rows of a table [n, width] by number; row `padding` gets no gradient.
+
+    Numbers are checked against the table and not wrapped.
+    """
     if not index.dtype.is_int:
-        fail(
-            DTypeError,
-            "embedding",
-            f"an index of type {index.dtype}",
-            (index, weight),
-            "it is an integer",
-        )
+        what = f"an index of type {index.dtype}"
+        fail(DTypeError, "embedding", what, (index, weight), "it is an integer")
+    if padding is not None:
+        row = b.expand_axes(b.iota(weight.shape[0], i32), weight.shape, (0,))
+        still = b.eq(row, padding % weight.shape[0])
+        weight = b.where(still, b.detach(weight), weight)
     return b.gather(weight, index, 0)
+
+
+def pad_last(x: Node, amounts: Sequence[int], value: Scalar = 0) -> Node:
+    """Return x with (before, after) elements added to the last axis, then the one before, ...
+
+    Negative amounts cut. ShapeError when there are more pairs than axes.
+    """
+    if len(amounts) % 2 or len(amounts) > 2 * len(x.shape):
+        rule = "a pair of numbers for each axis, from the last one"
+        fail(ShapeError, "pad", f"the amounts {tuple(amounts)} do not fit", (x,), rule)
+    sides = [(0, 0)] * len(x.shape)
+    for k in range(len(amounts) // 2):
+        sides[-1 - k] = (amounts[2 * k], amounts[2 * k + 1])
+    cut = [(max(-lo, 0), n - max(-lo, 0) - max(-hi, 0)) for (lo, hi), n in zip(sides, x.shape)]
+    if any(size < 0 for _, size in cut):
+        fail(ShapeError, "pad", f"{tuple(amounts)} cuts more than there is", (x,), "sizes are >= 0")
+    x = b.slice_(x, [start for start, _ in cut], [size for _, size in cut])
+    low, high = [max(lo, 0) for lo, _ in sides], [max(hi, 0) for _, hi in sides]
+    padded = b.pad(x, low, high)
+    if value == 0 or padded is x:
+        return padded
+    return b.where(b.pad(b.full(x.shape, True), low, high), padded, value)

@@ -51,12 +51,21 @@ def l1_loss(x: Node, target: Node, reduction: str = "mean") -> Node:
     return reduced(abs_(b.sub(x, target)), reduction)
 
 
-def binary_cross_entropy(x: Node, target: Node, reduction: str = "mean") -> Node:
-    """Return -(t*log(x) + (1-t)*log(1-x)) of probabilities x; logarithms are at least -100."""
+def binary_cross_entropy(
+    x: Node, target: Node, weight: Node | None = None, reduction: str = "mean"
+) -> Node:
+    """Return -(t*log(x) + (1-t)*log(1-x)) of probabilities x; the logarithm of 0 counts as -100.
+
+    `weight` multiplies the losses.
+    """
     _same_shape("binary_cross_entropy", x, target)
     yes, no = _clamped_log(x), _clamped_log(b.sub(1, x))
     loss = b.neg(b.add(b.mul(target, yes), b.mul(b.sub(1, target), no)))
-    return reduced(loss, reduction)
+    return reduced(_weighted(loss, weight), reduction)
+
+
+def _weighted(loss: Node, weight: Node | None) -> Node:
+    return loss if weight is None else b.mul(loss, weight)
 
 
 def _clamped_log(x: Node) -> Node:
@@ -66,14 +75,22 @@ def _clamped_log(x: Node) -> Node:
 
 
 def binary_cross_entropy_with_logits(
-    x: Node, target: Node, pos_weight: Node | None = None, reduction: str = "mean"
+    x: Node,
+    target: Node,
+    weight: Node | None = None,
+    pos_weight: Node | None = None,
+    reduction: str = "mean",
 ) -> Node:
-    """Return the binary cross entropy of sigmoid(x), finite for any finite x."""
+    """Return the binary cross entropy of sigmoid(x), finite for any finite x.
+
+    `weight` multiplies the losses, `pos_weight` what the targets contribute to them.
+    """
     _same_shape("binary_cross_entropy_with_logits", x, target)
     loss = softplus(b.neg(x))
     if pos_weight is not None:
         loss = b.mul(loss, b.add(b.mul(b.sub(pos_weight, 1), target), 1))
-    return reduced(b.add(b.mul(b.sub(1, target), x), loss), reduction)
+    loss = b.add(b.mul(b.sub(1, target), x), loss)
+    return reduced(_weighted(loss, weight), reduction)
 
 
 # Losses over classes, which are axis 1, or axis 0 of 1-D logits.
@@ -101,7 +118,7 @@ def cross_entropy(
     total = b.log(b.sum_(b.exp(shifted), axes))
     loss = b.sub(total, labels.pick(shifted))
     share = None if weight is None else b.gather(weight, labels.label)
-    loss = loss if share is None else b.mul(loss, share)
+    loss = _weighted(loss, share)
     if label_smoothing:
         spread = _all_classes(shifted, total, weight, labels.axis)
         loss = b.add(b.mul(loss, 1 - label_smoothing), b.mul(spread, label_smoothing))
@@ -128,7 +145,7 @@ def nll_loss(
     labels = _labels("nll_loss", x, target, ignore_index)
     loss = b.neg(labels.pick(x))
     share = None if weight is None else b.gather(weight, labels.label)
-    loss = loss if share is None else b.mul(loss, share)
+    loss = _weighted(loss, share)
     return _over_valid(loss, labels.valid, share, reduction)
 
 
