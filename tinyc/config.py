@@ -6,11 +6,10 @@ The table is read from the environment once, at import. ``current()`` is the tab
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
@@ -106,10 +105,15 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
                 warnings.warn(message, stacklevel=2)
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            warnings.warn(f"unknown switch {name} is ignored{hint}", stacklevel=2)
+            warnings.warn(f"unknown switch {name} is ignored{_guess(name, known)}", stacklevel=2)
     return values
+
+
+def _guess(name: str, known: Iterable[str]) -> str:
+    import difflib  # only on the way to a message
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 _DEFAULTS = Settings()
@@ -183,9 +187,8 @@ def _replace(values: dict[str, Any]) -> None:
 def _checked(name: str, value: Any) -> Any:
     spec = {spec.name: spec for spec in fields(Settings)}.get(name)
     if spec is None:
-        close = difflib.get_close_matches(name, [spec.name for spec in fields(Settings)], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise TypeError(f"unknown switch {name!r}{hint}")
+        names = [spec.name for spec in fields(Settings)]
+        raise TypeError(f"unknown switch {name!r} is not set{_guess(name, names)}")
     if name == "debug" and not isinstance(value, Debug):
         return parse_debug(str(value))
     if type(value) is not type(spec.default):
