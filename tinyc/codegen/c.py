@@ -85,7 +85,7 @@ class CScope(Scope):
         a, b = self.storage(stmt.a.storage), self.storage(stmt.b.storage)
         call = (f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}({sizes}, {steps}, "
                 f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
-                f"{self.storage(stmt.tile)}, {{more}});")
+                f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {{more}});")
         if not outer:
             return [*lines, pad + call.format(at="", bt="", more="0")]
         return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]

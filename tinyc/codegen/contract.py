@@ -18,6 +18,7 @@ FLOPS_PER_CHUNK = 1 << 20
 ONE_VECTOR_ROWS = 8
 ONE_VECTOR_SHARE = 0.75
 HALF_VECTOR_SHARE = 0.4
+BLOCK_ELEMENTS = 4096
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,47 @@ def tiles(site: Site, c: Contraction, around: frozenset[Var], target: Target) ->
     n, m = elements(c.cols), elements(c.rows)
     shape = choose_tile(n, c.tile.dtype.itemsize, target)
     panel = Var(f"jt_{suffix}", -(-n // shape.width))
-    block = Var(f"it_{suffix}", -(-m // shape.rows))
+    group = tiles_in_block(c, shape, m)
+    block = Var(f"ib_{suffix}", -(-m // (shape.rows * group)))
+    inside = Var(f"it_{suffix}", group)
     depth = depth_order(c)
     b, b_stride, pack = column_panel(site, c, shape, panel, depth, around, suffix)
-    tile = Storage(f"tile_{suffix}", shape.rows * shape.width, c.tile.dtype, "tile")
+    tile = Storage(f"tile_{suffix}", group * shape.rows * shape.width, c.tile.dtype, "tile")
     row = Var(f"row_{suffix}", m)
     a_index = c.a.index.substitute(dict(zip(c.rows, unravel_over(row, c.rows))))
-    kernel = MicroKernel(tile, shape.rows, shape.width, shape.lanes, row,
-                         Affine.of(block) * shape.rows, depth,
-                         replace(c.a, index=a_index), b, b_stride)
-    split_cols = not around and panel.extent >= min(site.chunks, block.extent)
-    kinds = ("chunk", "serial") if split_cols else ("serial", "chunk")
-    if around or site.chunks == 1:
-        kinds = ("serial", "serial")
-    rows_loop = For(block, (kernel, *epilogue(c, tile, shape, panel, block)), kinds[1])
+    first = (Affine.of(block) * group + Affine.of(inside)) * shape.rows
+    at = Affine.of(inside) * (shape.rows * shape.width)
+    kernel: Stmt = MicroKernel(tile, at, shape.rows, shape.width, shape.lanes, row, first, depth,
+                               replace(c.a, index=a_index), b, b_stride)
+    if group > 1:
+        limit = -(-m // shape.rows) - Affine.of(block) * group
+        kernel = For(inside, (kernel,), "serial", limit)
+    kinds = loop_kinds(site, around, panel, block)
+    rows_loop = For(block, (kernel, *epilogue(c, tile, shape, panel, block, group)), kinds[1])
     return For(panel, (*pack, rows_loop), kinds[0])
+
+
+def loop_kinds(site: Site, around: frozenset[Var], panel: Var, block: Var) -> tuple[str, str]:
+    """Which of (panels, blocks of rows) the chunks divide, if they divide this contraction."""
+    if around or site.chunks == 1:
+        return "serial", "serial"
+    if panel.extent >= min(site.chunks, block.extent):
+        return "chunk", "serial"
+    return "serial", "chunk"
+
+
+def tiles_in_block(c: Contraction, shape: Tile, m: int) -> int:
+    """Register tiles whose epilogue runs at once: many where it runs along the rows."""
+    if not runs_along_rows(c):
+        return 1
+    return min(-(-m // shape.rows), max(1, BLOCK_ELEMENTS // (shape.rows * shape.width)))
+
+
+def runs_along_rows(c: Contraction) -> bool:
+    """True if the stores of the epilogue move by one element with the last row variable."""
+    stores = [s for s in c.body if isinstance(s, Store) and s.storage.role != "register"]
+    return bool(c.rows) and bool(stores) and all(
+        s.index.coeff(c.rows[-1]) == 1 for s in stores)
 
 
 def unravel_over(flat: Var, variables: tuple[Var, ...]) -> tuple[Affine, ...]:
@@ -169,23 +196,24 @@ def packing(c: Contraction, shape: Tile, panel: Var, depth: tuple[Var, ...], sto
     return (stmt,)
 
 
-def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Var, block: Var) -> list[Stmt]:
-    """Loops over the tile that run the contraction's body on each of its elements."""
+def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Var, block: Var,
+             group: int) -> list[Stmt]:
+    """Loops over a block of tiles that run the contraction's body on each of its elements."""
     m, n = elements(c.rows), elements(c.cols)
-    i = Var(f"ti_{tile.name}", shape.rows)
-    j = Var(f"tj_{tile.name}", shape.width)
-    row = Affine.of(block) * shape.rows + Affine.of(i)
+    height = group * shape.rows
+    i = Var(f"ti_{tile.name}", height)
+    j = Var(f"tj_{tile.name}", min(shape.width, n))
+    row = Affine.of(block) * height + Affine.of(i)
     column = Affine.of(panel) * shape.width + Affine.of(j)
     names = dict(zip(c.rows, unravel(row, tuple(v.extent for v in c.rows))))
     names.update(zip(c.cols, unravel(column, tuple(v.extent for v in c.cols))))
     at = Affine.of(i) * shape.width + Affine.of(j)
     body = tuple(in_tile(substitute_stmt(s, names), c.tile, tile, at) for s in c.body)
-    row_limit = None if m % shape.rows == 0 else m - Affine.of(block) * shape.rows
-    column_limit = None if n % shape.width == 0 else n - Affine.of(panel) * shape.width
-    across = For(j, body, "serial", column_limit)
-    if rows_are_contiguous(body, i, j):
+    row_limit = None if m % height == 0 else m - Affine.of(block) * height
+    column_limit = None if n % j.extent == 0 else n - Affine.of(panel) * shape.width
+    if runs_along_rows(c):
         return [For(j, (For(i, body, "serial", row_limit),), "serial", column_limit)]
-    return [For(i, (across,), "serial", row_limit)]
+    return [For(i, (For(j, body, "serial", column_limit),), "serial", row_limit)]
 
 
 def in_tile(stmt: Stmt, old: Storage, tile: Storage, at: Affine) -> Stmt:
@@ -197,9 +225,3 @@ def in_tile(stmt: Stmt, old: Storage, tile: Storage, at: Affine) -> Stmt:
         return Load(tile, at) if isinstance(e, Load) and e.storage is old else e
 
     return replace(stmt, value=rewrite(stmt.value, leaf, lambda x: x))
-
-
-def rows_are_contiguous(body: tuple[Stmt, ...], i: Var, j: Var) -> bool:
-    """True if stores move by one element with the row and not with the column."""
-    stores = [s for s in body if isinstance(s, Store) and s.storage.role != "register"]
-    return bool(stores) and all(s.index.coeff(j) != 1 for s in stores)

@@ -31,7 +31,7 @@ def accesses(body: tuple[Stmt, ...]) -> Iterator[Affine]:
             for e in walk(stmt.cond):
                 yield from indices(e)
         elif isinstance(stmt, MicroKernel):
-            yield from (stmt.first, stmt.a.index, stmt.b.index)
+            yield from (stmt.at, stmt.first, stmt.a.index, stmt.b.index)
 
 
 def collapse(outer: For) -> For:

@@ -258,13 +258,14 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class MicroKernel:
-    """tile[i, j] = sum over depth of a[row first + i, depth] * b[depth, j]: the register tile.
+    """tile[at + i*width + j] = sum over depth of a[row first + i, depth] * b[depth, j].
 
     `a` is read at `row` (a variable over all rows; beyond the last row, the last is read again);
     `b` is a panel whose rows, one for each point of `depth`, are `b_stride` elements apart.
     """
 
     tile: Storage
+    at: Affine
     height: int
     width: int
     lanes: int
@@ -312,7 +313,8 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
         return If(substitute(stmt.cond, mapping),
                   tuple(substitute_stmt(s, mapping) for s in stmt.body))
     if isinstance(stmt, MicroKernel):
-        return replace(stmt, first=stmt.first.substitute(mapping), a=substitute(stmt.a, mapping),
+        return replace(stmt, at=stmt.at.substitute(mapping),
+                       first=stmt.first.substitute(mapping), a=substitute(stmt.a, mapping),
                        b=substitute(stmt.b, mapping))
     if isinstance(stmt, Contraction):
         return replace(stmt, a=substitute(stmt.a, mapping), b=substitute(stmt.b, mapping),

@@ -78,7 +78,7 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         return [f"{pad}{stmt.storage.dtype} {stmt.storage}[{stmt.storage.size}]"]
     if isinstance(stmt, MicroKernel):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
-        return [f"{pad}{stmt.tile}[{stmt.height},{stmt.width}] = sum {depths}: "
+        return [f"{pad}{stmt.tile}[{stmt.at}; {stmt.height}x{stmt.width}] = sum {depths}: "
                 f"{expr_text(stmt.a)} * {stmt.b.storage}[{stmt.b.index} + {stmt.b_stride}*k]"]
     assert isinstance(stmt, Contraction)
     names = [", ".join(f"{v.name}<{v.extent}" for v in group)

@@ -6,6 +6,7 @@ stages have their place, arrays lose the dimensions of the loops that writer and
 """
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from tinyc.diagnostics import Remark
@@ -38,6 +39,7 @@ class Fuser:
     mapping: dict[Stage, dict[Var, Var]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     touching: dict[Buf, list[Stage]] = field(default_factory=dict)
+    consumers: Counter[Stage] = field(default_factory=Counter)
 
     def refuse(self, stage: Stage, reason: str, **terms: object) -> None:
         self.remarks.append(Remark("missed", "fuse", stage.name, reason, stage.node.origin,
@@ -47,6 +49,7 @@ class Fuser:
 def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
     """Place every stage; fills `plan.nests`. Returns why stages were or were not joined."""
     f = Fuser(plan, target)
+    f.consumers.update(p for stage in plan.stages for p in stage.producers)
     for stage in plan.stages:
         if not (enabled and place(f, stage)):
             open_nest(f, stage)
@@ -229,7 +232,22 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var, dept
         if p in members and not overwrites_same(f, loop, stage, p, v):
             return f"overwrites what {p.name} still reads at other indices"
     if v in stage.red:
-        return cannot_accumulate(f, stage, way, depth)
+        return cannot_accumulate(f, stage, way, depth) or cached(f, members, way, depth)
+    return ""
+
+
+def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> str:
+    """A reduction reads what stays in the first-level cache anyhow in a loop of its own.
+
+    The loop that made the value then needs no accumulators, and both collapse to long loops.
+    """
+    for p in way.stage.producers if depth else ():
+        if p in members and f.consumers[p] > 1:
+            names = f.mapping[p]
+            done = {loop.var for loop in way.loops}
+            size = elements([a for a in p.axes if names.get(a, a) not in done]) * p.dtype.itemsize
+            if size <= f.target.l1 // 2:
+                return f"{p.name} stays in the cache: {size} bytes; a loop of its own is as fast"
     return ""
 
 
