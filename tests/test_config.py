@@ -85,7 +85,7 @@ class TestConfigure:
             assert config.current().debug.kernel == "softmax"
 
     def test_errors_name_what_is_wrong(self):
-        with pytest.raises(TypeError, match=r"unknown switch 'fuze' is not set; did you mean fuse\?"):
+        with pytest.raises(TypeError, match=r"switch 'fuze' is not set; did you mean fuse\?"):
             configure(fuze=True)
         with pytest.raises(TypeError, match="fuse is a bool, not int"):
             configure(fuse=1)
