@@ -9,21 +9,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc import checking, config
+from tinyc import config
 from tinyc.diagnostics import debug_line, format_origin
 from tinyc.ir import dtype as dtypes
-from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
-from tinyc.ir.plan import Program, Target
 from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.device import get_device
-from tinyc.schedule.cost import CPU
+from tinyc.runtime.device import default_device, get_device
+
+# What only a compilation, the evaluator or a check needs is imported there.
+if TYPE_CHECKING:
+    from tinyc.ir.plan import Program, Target
 
 # -- running -------------------------------------------------------------------------------------
 
@@ -69,6 +70,8 @@ class NumpyExecutable:
 
     def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; an ASSIGN stores in place and gives None."""
+        from tinyc.ir.evaluate import evaluate
+
         note_run(self, buffers)
         memory = {uid: b.array for uid, b in zip(self.uids, buffers)}
         values = evaluate(self.outputs, memory)
@@ -109,10 +112,11 @@ class NativeExecutable:
             self.native.run(slots, times)
         return outputs
 
-
     def checked(self, buffers: Sequence[Buffer], slots: Sequence[Buffer],
                 outputs: list[Buffer | None]) -> list[Buffer | None]:
         """Run, and compare what was computed with the evaluator: VerifyError where it differs."""
+        from tinyc import checking
+
         memory = {leaf.attrs[0]: b.array for leaf, b in zip(self.leaves, buffers)}
         wanted = checking.expected(self.outputs, memory)
         self.native.run(slots)
@@ -177,7 +181,7 @@ def device_of(outputs: Sequence[Node]) -> str:
     for out in outputs:
         if out.device is not None:
             return out.device
-    return config.current().device
+    return default_device()
 
 
 def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
@@ -207,6 +211,7 @@ def build_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
 def host_target() -> Target:
     """The CPU that runs: its vector width decides the register tile."""
     from tinyc.runtime.toolchain import float_lanes
+    from tinyc.schedule.cost import CPU
 
     lanes = float_lanes()
     return replace(CPU, lanes=lanes, registers=32 if lanes == 16 else 16)

@@ -6,12 +6,15 @@ import atexit
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import Origin, debug_line, format_origin
-from tinyc.ir.plan import KernelInfo, Program
+
+if TYPE_CHECKING:
+    from tinyc.ir.plan import KernelInfo, Program
 
 SHOWN = 12
 
