@@ -1,0 +1,371 @@
+"""Computing what handles refer to: which nodes, from which memory, and what is bound afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from weakref import ref
+
+import numpy as np
+
+from tinyc import state
+from tinyc.compiler import execute
+from tinyc.diagnostics import Origin, StaleError, TracingError, format_origin
+from tinyc.ir import build as b
+from tinyc.ir.dtype import DType
+from tinyc.ir.evaluate import EVAL
+from tinyc.ir.node import Node, with_sources
+from tinyc.ir.ops import Op
+from tinyc.runtime.buffer import Buffer
+from tinyc.state import (
+    GRAD,
+    Handle,
+    Slot,
+    clock,
+    definitions,
+    device_of,
+    live_expressions,
+    owners,
+    pending,
+    stored,
+    stored_leaf,
+)
+
+
+def add_leaf(handle: Handle) -> None:
+    """Make a handle one that wants a gradient: it gets memory, so a node that is its alone."""
+    root = handle._root
+    if state.tracing is None:
+        own(root)
+    if root._slot is None:
+        # The root keeps its graph; this handle gets a value of its own.
+        node = handle.node
+        handle._parent = None
+        if state.tracing is None:
+            handle._slot = Slot(compute([node])[0], handle._origin)
+        else:
+            handle._node = state.placeholder(node.shape, node.dtype, device_of(node))
+            state.define(handle._node, node)
+            state.tracing.leaves[handle._node] = ref(handle)
+    handle._mode = GRAD
+    handle._is_leaf = True
+    if handle._root._slot is not None:
+        state.register_leaf(handle)
+
+
+def is_known(handle: Handle) -> bool:
+    """Tell whether the value is in memory and up to date."""
+    root = handle._root
+    if root._slot is not None:
+        return root._slot.pending is None
+    return stored_leaf(root._node) is not None
+
+
+def realize(handles: Iterable[Handle] = ()) -> None:
+    """Compute expressions, all pending writes, and live expressions that read what is replaced.
+
+    Within a capture nothing is computed: the program does that. StaleError names a tensor that
+    was overwritten and is still read. When a program fails, pending writes are dropped.
+    """
+    if state.tracing is not None:
+        return
+    roots: dict[int, Handle] = {}
+    for handle in handles:
+        _add_unknown(roots, handle._root)
+    if not roots and not pending:
+        return
+    for handle in list(roots.values()):
+        for member in handle._group or ():
+            other = member()
+            if other is not None:
+                _add_unknown(roots, other._root)
+        handle._group = None
+    if pending:
+        for handle in readers({slot.buffer.uid for slot in pending.values()}):
+            roots.setdefault(id(handle), handle)
+    _run(list(roots.values()))
+
+
+def _add_unknown(roots: dict[int, Handle], root: Handle) -> None:
+    if root._slot is None and stored_leaf(root._node) is None:
+        roots[id(root)] = root
+
+
+def _run(expressions: list[Handle]) -> None:
+    """Compute expressions and all pending writes."""
+    slots = list(pending.values())
+    writes = [slot.pending for slot in slots if slot.pending is not None]
+    try:
+        buffers = compute([handle._node for handle in expressions], writes)
+    except BaseException:
+        drop_pending()
+        raise
+    for slot, write in zip(slots, writes):
+        slot.overwritten()
+        stored.put(write, slot.leaf())
+    pending.clear()
+    clock.writes += 1
+    for handle, buffer in zip(expressions, buffers):
+        _bind(handle, buffer)
+
+
+def _bind(handle: Handle, buffer: Buffer) -> None:
+    """Let an expression refer to its value in memory of its own."""
+    slot = Slot(buffer, handle._origin)
+    leaf = slot.leaf()
+    if handle._node.op is not Op.BUFFER:
+        stored.put(handle._node, leaf)
+    if handle._mode & GRAD and not handle._freed:
+        handle._computed = True
+        return
+    slot.freed = handle._freed
+    handle._slot = slot
+    handle._node = leaf
+    handle._made_of = slot.version
+    handle._checked = clock.writes
+
+
+def own(root: Handle) -> None:
+    """Give an expression its value in memory that nobody else writes to."""
+    if root._slot is None and not root._computed:
+        realize([root])
+        if root._slot is None and not root._computed:
+            _run([root])
+
+
+def drop_pending() -> None:
+    """Forget all pending writes: their tensors keep the values they have."""
+    for slot in pending.values():
+        slot.pending = None
+    pending.clear()
+    clock.writes += 1
+
+
+def readers(uids: set[int]) -> list[Handle]:
+    """Return the live expressions whose computation reads one of these buffers."""
+    live = live_expressions()
+    if not live:
+        return live
+    order, cuts = _order([handle._node for handle in live])
+    reached: set[Node] = set()
+    for n in order:
+        leaf = cuts.get(n, n)
+        if leaf.op is Op.BUFFER:
+            if leaf.attrs[0] in uids:
+                reached.add(n)
+        elif any(s in reached for s in n.src):
+            reached.add(n)
+    return [handle for handle in live if handle._node in reached]
+
+
+def _order(outputs: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
+    """Return the nodes to compute, sources first, and what replaces some of them.
+
+    A node whose value is stored is replaced by its leaf, a placeholder by what it stands for;
+    what only they need is left out.
+    """
+    order: dict[Node, None] = {}
+    cuts: dict[Node, Node] = {}
+    entries = stored.entries
+    stack = list(outputs)[::-1]
+    while stack:
+        top = stack[-1]
+        if top in order:
+            stack.pop()
+            continue
+        sources = top.src
+        if top not in cuts and id(top) in entries:
+            leaf = stored_leaf(top)
+            if leaf is not None:
+                cuts[top] = leaf
+        if top in cuts:
+            sources = ()
+        elif top.op is Op.BUFFER:
+            defined = definitions.get(top)
+            if defined is not None:
+                cuts[top] = defined
+                sources = (defined,)
+        waiting = [s for s in sources if s not in order]
+        if waiting:
+            stack.extend(reversed(waiting))
+        else:
+            order[top] = None
+            stack.pop()
+    return list(order), cuts
+
+
+def _cut(outputs: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
+    """Return the nodes as they are computed from memory, and that memory by uid."""
+    order, cuts = _order(outputs)
+    new: dict[Node, Node] = {}
+    memory: dict[int, Buffer] = {}
+    for n in order:
+        leaf = cuts.get(n)
+        if leaf is None:
+            if n.op is Op.SLICE and n.src[0].op is Op.BUFFER:
+                leaf = _part(n, memory)
+        elif leaf.op is not Op.BUFFER:
+            leaf = new[leaf]
+        if leaf is None and n.op is Op.BUFFER:
+            leaf = n
+        if leaf is not None:
+            new[n] = leaf
+            if leaf.op is Op.BUFFER and leaf.attrs[0] not in memory:
+                memory[leaf.attrs[0]] = _memory_of(leaf).buffer
+        else:
+            new[n] = with_sources(n, tuple([new[s] for s in n.src]))
+    return [new[n] for n in outputs], memory
+
+
+def _memory_of(leaf: Node) -> Slot:
+    """Return the slot that a leaf reads; StaleError where it has been overwritten."""
+    slot = owners.get(leaf)
+    if slot is None:
+        where = format_origin(leaf.origin)
+        raise TracingError(
+            f"this value was computed inside a function that jit or grad captured ({where}) and "
+            "exists only there; return it from the function"
+        )
+    if slot.version != leaf.attrs[1]:
+        raise stale(slot, leaf)
+    return slot
+
+
+def stale(slot: Slot, leaf: Node) -> StaleError:
+    """Return the error for reading an overwritten value."""
+    shape = ",".join(map(str, leaf.shape))
+    where = f" at {format_origin(slot.written)}" if slot.written else ""
+    return StaleError(
+        f"a {leaf.dtype}[{shape}] tensor (created {format_origin(slot.origin)}) was updated in "
+        f"place{where} after this expression was built; realize it before the update or use "
+        ".clone()"
+    )
+
+
+def _part(n: Node, memory: dict[int, Buffer]) -> Node | None:
+    """Return a leaf for a slice of memory that is contiguous itself, or None.
+
+    Where it begins is then no part of the program: the same one runs for every batch of an array.
+    """
+    slot = owners.get(n.src[0])
+    if slot is None or slot.pending is not None or slot.version != n.src[0].attrs[1]:
+        return None
+    array = EVAL[Op.SLICE](n, slot.buffer.array)
+    if not array.flags.c_contiguous:
+        return None
+    buffer = Buffer.from_numpy(array, slot.buffer.device, copy=False)
+    memory[buffer.uid] = buffer
+    return b.buffer(buffer.uid, 0, buffer.shape, buffer.dtype, buffer.device)
+
+
+def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
+    """Return the values of nodes, each in a buffer of its own, and carry out writes (ASSIGNs)."""
+    cut, memory = _cut([*nodes, *writes])
+    results: dict[Node, Buffer] = {}
+    by_device: dict[str, list[Node]] = {}
+    # Copies first: a write may replace what they read.
+    for n in dict.fromkeys(cut[: len(nodes)]):
+        array = _quick_value(n, memory)
+        if array is not None:
+            results[n] = Buffer.from_numpy(array, device_of(n))
+    for n in dict.fromkeys(cut):
+        if n not in results:
+            by_device.setdefault(device_of(n), []).append(n)
+    for outputs in by_device.values():
+        for n, buffer in zip(outputs, execute(outputs, memory)):
+            if buffer is not None:
+                results[n] = buffer
+    taken: set[Node] = set()
+    buffers = []
+    for n in cut[: len(nodes)]:
+        buffer = results[n]
+        if n in taken:
+            buffer = Buffer.from_numpy(buffer.array, buffer.device)
+        taken.add(n)
+        buffers.append(buffer)
+    return buffers
+
+
+# Views and casts of these sizes are cheaper in numpy than a program is to look up.
+_QUICK = 1 << 14
+_VIEWS = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE})
+
+
+def _quick_value(n: Node, memory: dict[int, Buffer]) -> np.ndarray | None:
+    """Return the value where it is a constant, or a slice or small view of what is in memory."""
+    chain = []
+    cheap = n.size <= _QUICK
+    while n.op in _VIEWS or n.op is Op.CAST:
+        cheap = cheap or n.op is Op.SLICE
+        chain.append(n)
+        n = n.src[0]
+    if n.op is Op.BUFFER and (cheap or not chain) and n.attrs[0] in memory:
+        array = memory[n.attrs[0]].array
+    elif n.op is Op.CONST:
+        array = np.array(n.value, n.dtype.np)
+    elif n.op is Op.IOTA:
+        array = np.arange(n.attrs[0]).astype(n.dtype.np)
+    else:
+        return None
+    for view in reversed(chain):
+        array = EVAL[view.op](view, array)
+    return array
+
+
+def array_of(handle: Handle) -> np.ndarray:
+    """Return the value as numpy's view of its memory, computing it first if need be.
+
+    TracingError within a capture, where there is no value yet.
+    """
+    if state.tracing is not None:
+        raise TracingError(state.tracing.no_value())
+    if not is_known(handle):
+        constant = _quick_value(handle.node, {})
+        if constant is not None:
+            return constant
+        realize([handle])
+    root = handle._root
+    slot = root._slot
+    if slot is None:
+        slot = _memory_of(stored_leaf(root._node))  # type: ignore[arg-type]
+    views = []
+    while handle._parent is not None:
+        views.append(handle)
+        handle = handle._parent
+    array = slot.buffer.array
+    for view in reversed(views):
+        array = _viewed(array, slot.buffer.dtype, *view._step)  # type: ignore[misc]
+    return array
+
+
+def _viewed(
+    array: np.ndarray, dtype: DType, function: Callable[..., Node], arguments: tuple
+) -> np.ndarray:
+    """Return an array as a view's function sees it."""
+    stand_in = b.buffer(0, 0, array.shape, dtype, "stand-in")
+    n = function(stand_in, *arguments)
+    chain = []
+    while n is not stand_in:
+        chain.append(n)
+        n = n.src[0]
+    for view in reversed(chain):
+        array = EVAL[view.op](view, array)
+    return array
+
+
+def overwrite(handle: Handle, array: np.ndarray, origin: Origin) -> None:
+    """Write an array of the handle's shape into its memory now, outside any program."""
+    root = handle._root
+    if root._slot is None:
+        own(root)
+    if root._slot is None:
+        root._slot = owners.get(stored_leaf(root._node))  # type: ignore[arg-type]
+    slot = root._slot
+    assert slot is not None
+    if pending:
+        realize()
+    late = readers({slot.buffer.uid})
+    if late:
+        _run(late)
+    slot.written = origin
+    slot.overwritten()
+    array_of(handle)[...] = array

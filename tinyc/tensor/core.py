@@ -1,0 +1,774 @@
+"""Tensor: what users hold. Values, attributes, conversion, writing in place, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyc import config, state
+from tinyc.diagnostics import (
+    DTypeError,
+    ShapeError,
+    TinycError,
+    caller_origin,
+)
+from tinyc.ir import build as b
+from tinyc.ir.dtype import (
+    DTYPES,
+    DType,
+    bool_,
+    dtype_named,
+    f32,
+    f64,
+    from_numpy,
+    i32,
+    i64,
+    promote,
+)
+from tinyc.ir.node import Node, toposort
+from tinyc.ir.ops import Op, describe, fail
+from tinyc.realization import add_leaf, array_of, is_known, overwrite, realize
+from tinyc.runtime.buffer import Buffer
+from tinyc.state import CUT, GRAD, PLAIN, Handle
+from tinyc.tensor import gradients
+from tinyc.tensor.create import Creation
+from tinyc.tensor.modes import operands, recording
+from tinyc.tensor.operations import Operations
+from tinyc.tensor.views import Views
+
+Scalar = (bool, int, float)
+
+
+class Size(tuple):
+    """A shape: a tuple that knows how many elements it has."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        count = 1
+        for n in self:
+            count *= n
+        return count
+
+    def __repr__(self) -> str:
+        return f"Size({list(self)})"
+
+
+class Tensor(Operations, Views, Creation):
+    """An array that is computed when somebody looks, and that can be differentiated.
+
+    `Tensor(data)` copies numbers, nested lists, numpy arrays or another tensor. Python floats
+    become f32, ints i64; numpy's types stay. Raises DTypeError for types there are none of.
+    """
+
+    # numpy leaves `array + tensor` to us.
+    __array_ufunc__ = None
+
+    def __init__(
+        self,
+        data: Any,
+        dtype: DType | str | None = None,
+        device: str | None = None,
+        requires_grad: bool = False,
+    ) -> None:
+        array = host_array(data, as_dtype(dtype) if dtype is not None else None)
+        device = config.current().device if device is None else device
+        self._init_buffer(Buffer.from_numpy(array, device), caller_origin())
+        if requires_grad:
+            self.requires_grad_()
+
+    @staticmethod
+    def _new(node: Node, mode: int = PLAIN) -> Tensor:
+        made = Tensor.__new__(Tensor)
+        return made._init_expression(
+            node, mode if node.dtype.kind == "f" else PLAIN, caller_origin(3)
+        )
+
+    @staticmethod
+    def _from_buffer(buffer: Buffer) -> Tensor:
+        return Tensor.__new__(Tensor)._init_buffer(buffer, caller_origin(2))
+
+    # Building expressions
+
+    def _unary(self, function: Callable[[Node], Node]) -> Tensor:
+        mode = self._mode
+        return self._new(function(self.node), mode if recording.on or not mode else CUT)
+
+    def _binary(self, function: Callable[..., Node], x: Any, y: Any) -> Tensor:
+        other = y if x is self else x
+        if isinstance(other, Handle):
+            mode = self._mode | other._mode
+            if not mode:
+                return self._new(function(x.node, y.node))
+            nodes, mode = operands((x, y))
+            return self._new(function(*nodes), mode)
+        if not isinstance(other, Scalar):
+            other = _operand(other)
+            if other is None:
+                return NotImplemented
+            x, y = (self, other) if x is self else (other, self)
+            return self._binary(function, x, y)
+        mode = self._mode
+        if mode and not recording.on:
+            mode = CUT
+        if x is self:
+            return self._new(function(self.node, other), mode)
+        return self._new(function(other, self.node), mode)
+
+    def _apply(self, function: Callable[..., Any], *values: Any) -> Any:
+        return apply(function, *values)
+
+    def _view(self, function: Callable[..., Node], *arguments: Any) -> Tensor:
+        made = Tensor.__new__(Tensor)
+        made._init_view(self, function, arguments, caller_origin(2))
+        if made._mode and not recording.on:
+            made._mode = CUT
+        return made
+
+    # What it is
+
+    @property
+    def shape(self) -> Size:
+        """The sizes of the axes."""
+        return Size(self.node.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the shape, or the size of one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.node.shape)
+
+    def dim(self) -> int:
+        """Return the number of axes."""
+        return self.ndim
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return self.node.size
+
+    @property
+    def dtype(self) -> DType:
+        """The type of the elements."""
+        return self.node.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the tensor is, or will be computed."""
+        return state.device_of(self.node)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the elements take."""
+        return self.node.size * self.node.dtype.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes that one element takes."""
+        return self.node.dtype.itemsize
+
+    def element_size(self) -> int:
+        """Return the bytes that one element takes."""
+        return self.node.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        """Tell whether the elements are floats."""
+        return self.node.dtype.is_float
+
+    @property
+    def uid(self) -> int:
+        """A number that is this memory's alone; the tensor is computed for it."""
+        root = self._root
+        if root._slot is None:
+            realize([root])
+        assert root._slot is not None
+        return root._slot.buffer.uid
+
+    # Values
+
+    def realize(self, *others: Tensor) -> Tensor:
+        """Compute this tensor and others in one program and return this one."""
+        realize((self, *others))
+        return self
+
+    @staticmethod
+    def commit(tensors: Iterable[Tensor] = ()) -> None:
+        """Carry out all pending writes in one program; within a capture, leave them to it."""
+        realize(tensors)
+
+    def numpy(self) -> np.ndarray:
+        """Return the values as a numpy array of their own."""
+        return np.array(array_of(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = array_of(self)
+        if copy is False:
+            if dtype is not None and array.dtype != dtype:
+                raise ValueError(f"np.asarray: {self.dtype} becomes {dtype} only by a copy")
+            return array
+        return np.array(array, dtype=dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._host().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        return self._host().__dlpack_device__()
+
+    def _host(self) -> np.ndarray:
+        """Return the memory itself."""
+        if not is_known(self):
+            realize([self])
+        return array_of(self)
+
+    def item(self) -> Any:
+        """Return the only element as a Python number; ShapeError if there are more or none."""
+        array = array_of(self)
+        if array.size != 1:
+            self._not_one("item", "takes a tensor of one element", "use .tolist() or .numpy()")
+        return array.item()
+
+    def _not_one(self, name: str, rule: str, hint: str = "") -> None:
+        fail(ShapeError, name, f"there are {self.numel()} elements", (self.node,), rule, hint)
+
+    def tolist(self) -> Any:
+        """Return nested lists of Python numbers, or one number."""
+        return array_of(self).tolist()
+
+    def __bool__(self) -> bool:
+        if self.numel() != 1:
+            self._not_one(
+                "bool", "the truth of several elements is ambiguous", "use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_float:
+            raise DTypeError(f"index: {describe(self.node)} is no integer")
+        return int(self.item())
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a tensor without axes")
+        return self.node.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.ndim:
+            raise TypeError("a tensor without axes cannot be iterated over")
+        return iter(self.unbind())
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec or not self.ndim else str(self)
+
+    def __repr__(self) -> str:
+        what = f"shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}"
+        what += ", requires_grad=True" if self.requires_grad else ""
+        name = type(self).__name__
+        if state.tracing is not None:
+            pending = sum(bool(n.src) for n in toposort([self.node]))
+            return f"{name}({what}, lazy: {pending} operations pending)"
+        values = np.array2string(array_of(self), separator=", ", prefix=name + "(")
+        return f"{name}({values}, {what})"
+
+    def __reduce__(self) -> Any:
+        if self.requires_grad and not self._is_leaf:
+            raise TinycError(
+                "copy or pickle: only tensors that the user made can be copied with their "
+                "requires_grad; use .detach() first"
+            )
+        return _restored, (type(self), self.numpy(), self.device, self.requires_grad)
+
+    # Conversion
+
+    def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+        """Return the tensor with another dtype or on another device, or both; else itself."""
+        for target in targets:
+            if isinstance(target, Tensor):
+                dtype, device = target.dtype, target.device
+            elif isinstance(target, str) and target not in DTYPES:
+                device = target
+            elif target is not None:
+                dtype = target
+        moved = self
+        if device is not None and device != self.device:
+            array = array_of(self)
+            moved = Tensor._from_buffer(Buffer.from_numpy(array, device))
+            if self.requires_grad:
+                moved.requires_grad_()
+        return moved if dtype is None else moved.cast(dtype)
+
+    def cast(self, dtype: Any) -> Tensor:
+        """Return the values in another dtype; floats become integers towards zero."""
+        wanted = as_dtype(dtype)
+        return self if wanted is self.dtype else self._unary(lambda x: b.cast(x, wanted))
+
+    type = astype = cast
+
+    def type_as(self, other: Tensor) -> Tensor:
+        """Return the values in the dtype of another tensor."""
+        return self.cast(other.dtype)
+
+    def bitcast(self, dtype: Any) -> Tensor:
+        """Return the bits read as another dtype of the same width."""
+        return self._unary(lambda x: b.bitcast(x, as_dtype(dtype)))
+
+    def float(self) -> Tensor:
+        """Return the values as f32."""
+        return self.cast(f32)
+
+    def double(self) -> Tensor:
+        """Return the values as f64."""
+        return self.cast(f64)
+
+    def int(self) -> Tensor:
+        """Return the values as i32."""
+        return self.cast(i32)
+
+    def long(self) -> Tensor:
+        """Return the values as i64."""
+        return self.cast(i64)
+
+    def bool(self) -> Tensor:
+        """Return where elements are not zero."""
+        return self.cast(bool_)
+
+    def cpu(self) -> Tensor:
+        """Return the tensor on the CPU."""
+        return self.to("cpu")
+
+    def clone(self) -> Tensor:
+        """Return a copy with memory of its own, through which gradients pass."""
+        return self._unary(lambda x: x)
+
+    def contiguous(self) -> Tensor:
+        """Return the values in memory of their own, in row-major order."""
+        return self if self._parent is None else self._unary(b.materialize)
+
+    def detach(self) -> Tensor:
+        """Return the same elements, through which no gradient passes."""
+        made = self._view(_same)
+        made._mode = CUT if self._mode else PLAIN
+        return made
+
+    @property
+    def data(self) -> Tensor:
+        """The same elements, through which no gradient passes."""
+        return self.detach()
+
+    def allclose(self, other: Any, rtol: Any = 1e-5, atol: Any = 1e-8) -> Any:
+        """Tell whether all elements agree within atol + rtol * |other|."""
+        return np.allclose(array_of(self), np.asarray(other), rtol, atol)
+
+    def equal(self, other: Any) -> Any:
+        """Tell whether shape and all elements are equal."""
+        return np.array_equal(array_of(self), np.asarray(other))
+
+    # Writing in place
+
+    def _in_place(self, function: Callable[..., Node], *values: Any, name: str = "") -> Tensor:
+        """Replace the values by those of function(self, *values)."""
+        node, mode = build(function, (self, *values))
+        self._replace(node, mode, name or function.__name__)
+        return self
+
+    def _replace(self, node: Node, mode: Any, name: str) -> None:
+        self._check_writable(name)
+        own = self.node
+        if node.dtype is not own.dtype:
+            node = _castable(name, node, own)
+        if node.shape != own.shape:
+            try:
+                node = b.expand(node, own.shape)
+            except ShapeError:
+                fail(
+                    ShapeError,
+                    name,
+                    "the value does not fit",
+                    (own, node),
+                    "a tensor keeps its shape when written in place",
+                )
+        self._write(node, mode, caller_origin(2))
+
+    def _check_writable(self, name: str) -> None:
+        if not recording.on:
+            return
+        handle: Handle | None = self
+        while handle is not None:
+            if handle._is_leaf:
+                fail(
+                    TinycError,
+                    name,
+                    "a leaf that requires grad is written in place",
+                    (self.node,),
+                    "its gradient would be that of a value it no longer has",
+                    "write within no_grad()",
+                )
+            handle = handle._parent
+
+    def _put(self, node: Node, value: Any, name: str, region: Any = None) -> None:
+        """Write a value to the whole tensor or to a region of it."""
+        piece = self
+        if region is not None:
+            if 0 in region.sizes:
+                return
+            piece = self._view(b.slice_, region.starts, region.sizes, region.steps)
+        found, mode = build(_as_is, (value,), self)
+        found = _castable(name, found, node)
+        if region is not None:
+            from tinyc.composites import indexing
+
+            found = indexing.region_value(region, found)
+        piece._replace(found, mode, name)
+
+    def assign(self, value: Any) -> Tensor:
+        """Replace the values by those of a tensor of the same shape."""
+        node, mode = build(_as_is, (value,), self)
+        if node.shape != self.node.shape:
+            fail(
+                ShapeError,
+                "assign",
+                "shapes differ",
+                (self.node, node),
+                "they must be equal",
+                "copy_ broadcasts",
+            )
+        self._replace(node, mode, "assign")
+        return self
+
+    def copy_(self, value: Any) -> Tensor:
+        """Replace the values by those of a tensor that broadcasts to the shape."""
+        node, mode = build(_as_is, (value,), self)
+        self._replace(b.cast(node, self.dtype), mode, "copy_")
+        return self
+
+    def load(self, array: Any) -> Tensor:
+        """Write the values of a numpy array of the same shape into memory at once."""
+        found = np.asarray(array, self.dtype.np)
+        if found.shape != self.node.shape:
+            fail(
+                ShapeError,
+                "load",
+                f"an array of shape {found.shape}",
+                (self.node,),
+                "shapes must be equal",
+            )
+        origin = caller_origin()
+        if state.tracing is not None or (self._parent is not None and self._begin is None):
+            self._write(Tensor(found, device=self.device).node, PLAIN, origin)
+        else:
+            overwrite(self, found, origin)
+        return self
+
+    def fill_(self, value: Any) -> Tensor:
+        """Set all elements to one number."""
+        return self._in_place(_filled, value, name="fill_")
+
+    def zero_(self) -> Tensor:
+        """Set all elements to zero."""
+        return self._in_place(_filled, 0, name="zero_")
+
+    def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        """Add alpha * other in place."""
+        return self._in_place(b.add, other if alpha == 1 else other * alpha, name="add_")
+
+    def sub_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        """Subtract alpha * other in place."""
+        return self._in_place(b.sub, other if alpha == 1 else other * alpha, name="sub_")
+
+    def mul_(self, other: Any) -> Tensor:
+        """Multiply in place."""
+        return self._in_place(b.mul, other, name="mul_")
+
+    def div_(self, other: Any) -> Tensor:
+        """Divide in place."""
+        return self._in_place(b.div, other, name="div_")
+
+    def clamp_(self, min: Any = None, max: Any = None) -> Tensor:
+        """Limit the elements to min..max in place."""
+        return self.copy_(self.clip(min, max))
+
+    clip_ = clamp_
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place(b.add, other, name="+=")
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place(b.sub, other, name="-=")
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place(b.mul, other, name="*=")
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place(b.div, other, name="/=")
+
+    def __ifloordiv__(self, other: Any) -> Tensor:
+        return self._in_place(b.idiv, other, name="//=")
+
+    def __imod__(self, other: Any) -> Tensor:
+        return self._in_place(b.mod, other, name="%=")
+
+    def __ipow__(self, other: Any) -> Tensor:
+        return self._in_place(b.pow, other, name="**=")
+
+    def __iand__(self, other: Any) -> Tensor:
+        return self._in_place(b.and_, other, name="&=")
+
+    def __ior__(self, other: Any) -> Tensor:
+        return self._in_place(b.or_, other, name="|=")
+
+    def __ixor__(self, other: Any) -> Tensor:
+        return self._in_place(b.xor, other, name="^=")
+
+    # Memory of another tensor
+
+    _begin: Any = None
+
+    @property
+    def alias(self) -> tuple[Tensor, Any] | None:
+        """The flat tensor whose memory this one uses since `become_alias`, and where it begins."""
+        return None if self._begin is None else (self._parent, self._begin)  # type: ignore
+
+    def become_alias(self, base: Tensor, begin: Any) -> None:
+        """Make this tensor a stretch of a flat one, from element `begin`; values are not moved."""
+        shape = self.node.shape
+        self._become_view(base, _stretch, (begin, self.numel(), shape))
+        self._begin = begin
+
+    # Gradients
+
+    @property
+    def requires_grad(self) -> Any:
+        """Do operations on this tensor take part in differentiation?"""
+        return self._mode == GRAD
+
+    @requires_grad.setter
+    def requires_grad(self, value: Any) -> None:
+        self.requires_grad_(value)
+
+    @property
+    def is_leaf(self) -> Any:
+        """Was this tensor made by the user, not by a recorded operation?"""
+        return self._is_leaf or self._mode != GRAD
+
+    def requires_grad_(self, requires_grad: Any = True) -> Tensor:
+        """Let the tensor have a gradient, or have none."""
+        if requires_grad == self.requires_grad:
+            return self
+        if requires_grad:
+            if not self.dtype.is_float:
+                fail(
+                    DTypeError,
+                    "requires_grad_",
+                    "not a float",
+                    (self.node,),
+                    "only floats have gradients",
+                )
+            add_leaf(self)
+        elif not self._is_leaf:
+            fail(
+                TinycError,
+                "requires_grad_",
+                "the result of an operation",
+                (self.node,),
+                "only leaves can be switched off",
+                "use .detach()",
+            )
+        else:
+            self._mode = PLAIN
+            self._is_leaf = False
+        config.bump_epoch()
+        return self
+
+    _grad: Any = None
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward` has accumulated, or None."""
+        if state.tracing is not None:
+            state.tracing.reads_grad(self)
+        found = self._grad
+        if found is not None and not isinstance(found, Tensor):
+            # Left by a captured program, which makes the tensor when somebody asks for it.
+            found = self._grad = found.take()
+        return found
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None and (
+            not isinstance(value, Tensor) or value.node.shape != self.node.shape
+        ):
+            raise ShapeError(f"grad: {value!r} has not the shape of {describe(self.node)}")
+        if state.tracing is not None:
+            state.tracing.writes_grad(self)
+        self._grad = value
+
+    def backward(
+        self,
+        gradient: Any = None,
+        retain_graph: Any = None,
+        create_graph: Any = False,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add the derivatives of this tensor to the `.grad` of the leaves it depends on.
+
+        `gradient` is the cotangent, which only a tensor of one element may leave out. The graph
+        is given up, once this tensor is computed, unless `retain_graph` or `create_graph`.
+        """
+        gradients.backward(self, gradient, retain_graph, create_graph, inputs)
+
+    def retain_grad(self) -> None:
+        """Let `backward` set `.grad` of this tensor although it is no leaf."""
+        if not self.requires_grad:
+            fail(
+                TinycError,
+                "retain_grad",
+                "a tensor that does not require grad",
+                (self.node,),
+                "only others have a gradient",
+            )
+        gradients.retain(self)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> None:
+        """Call a function with each gradient that reaches this leaf; it may return another."""
+        self._hooks = (*self._hooks, hook)
+
+    _hooks: tuple[Callable[..., Any], ...] = ()
+
+
+def build(function: Callable[..., Any], values: Sequence[Any], like: Any = None) -> Any:
+    """Return (node or nodes, mode) of a function of nodes for tensors, arrays and numbers."""
+    values = [_operand(v) if isinstance(v, (np.ndarray, np.generic)) else v for v in values]
+    nodes, mode = operands([v for v in values if isinstance(v, Handle)])
+    left = iter(nodes)
+    arguments = [next(left) if isinstance(v, Handle) else v for v in values]
+    if like is not None and not isinstance(arguments[0], Node):
+        arguments[0] = _constant(arguments[0], like)
+    return function(*arguments), mode
+
+
+def apply(function: Callable[..., Any], *values: Any) -> Any:
+    """Return the tensor, or tuple of tensors, of a function of nodes.
+
+    Tensors become nodes, arrays tensors first; anything else is passed as it is.
+    """
+    result, mode = build(function, values)
+    if isinstance(result, Node):
+        return Tensor._new(result, mode)
+    return tuple([Tensor._new(node, mode) for node in result])
+
+
+def _operand(value: Any) -> Any:
+    """Return a tensor for an array or numpy number, None for what is no operand."""
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return Tensor(np.asarray(value))
+    return Tensor(value) if isinstance(value, np.ndarray) else None
+
+
+def _constant(value: Any, like: Tensor) -> Node:
+    if isinstance(value, Scalar):
+        return b.const(value, like.dtype if like.dtype.is_float else None)
+    return Tensor(value, device=like.device).node
+
+
+def _castable(name: str, node: Node, own: Node) -> Node:
+    """Return a node in the dtype of the tensor written to; DTypeError if that loses its kind."""
+    if promote(node.dtype, own.dtype).kind != own.dtype.kind:
+        fail(
+            DTypeError,
+            name,
+            f"{node.dtype} does not fit into {own.dtype}",
+            (own, node),
+            "a tensor keeps its dtype when written in place",
+            "cast the value",
+        )
+    return b.cast(node, own.dtype)
+
+
+def as_dtype(dtype: Any) -> DType:
+    """Return a dtype given as such, by name, or as numpy's or Python's type."""
+    if isinstance(dtype, DType):
+        return dtype
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return dtype_named(dtype)
+    plain = {float: f32, int: i64, bool: bool_}.get(dtype)
+    if plain is not None:
+        return plain
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        return dtype_named(str(dtype))
+    return from_numpy(found)
+
+
+def host_array(data: Any, dtype: DType | None) -> np.ndarray:
+    """Return what a user calls data as an array: Python floats f32, ints i64, arrays as they are."""
+    if isinstance(data, Handle):
+        array = array_of(data)
+    elif isinstance(data, (np.ndarray, np.generic)):
+        array = np.asarray(data)
+    else:
+        array = _from_python(data)
+    if dtype is not None and array.dtype != dtype.np:
+        array = array.astype(dtype.np)
+    return array
+
+
+def _from_python(data: Any) -> np.ndarray:
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ShapeError(f"Tensor: nested lists of different lengths ({error})") from None
+    first = data
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if array.dtype == np.float64 and not isinstance(first, (np.ndarray, np.generic, Handle)):
+        array = array.astype(np.float32)
+    if array.dtype.kind == "O":
+        raise DTypeError(f"Tensor: {type(first).__name__} is no number")
+    return array
+
+
+def _restored(kind: Any, array: np.ndarray, device: str, requires_grad: Any) -> Tensor:
+    """Return a tensor from what was pickled."""
+    made = kind.__new__(kind)
+    made._init_buffer(Buffer.from_numpy(array, device), caller_origin())
+    return made.requires_grad_() if requires_grad else made
+
+
+def _same(x: Node) -> Node:
+    return x
+
+
+def _as_is(x: Node) -> Node:
+    return x
+
+
+def _filled(x: Node, value: Any) -> Node:
+    if isinstance(value, Node):
+        return b.expand(b.cast(value, x.dtype), x.shape)
+    return b.full(x.shape, value, x.dtype)
+
+
+def _stretch(x: Node, begin: Any, count: Any, shape: tuple) -> Node:
+    """Return a stretch of a flat node, looking through writes to other stretches."""
+    while x.op is Op.ASSIGN and _apart(x.attrs, begin, count):
+        x = x.src[0]
+    return b.reshape(b.slice_(x, (begin,), (count,)), shape)
+
+
+def _apart(region: tuple, begin: Any, count: Any) -> Any:
+    (start,), (size,), (step,) = region
+    return step == 1 and (start + size <= begin or begin + count <= start)
