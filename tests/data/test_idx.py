@@ -90,7 +90,7 @@ def test_mnist_names_what_is_missing(tmp_path: Path) -> None:
 
 def test_mnist_checks_that_files_belong_together(tmp_path: Path) -> None:
     write_part(tmp_path, "train", idx(IMAGES), idx(LABELS[:2]))
-    with pytest.raises(DataError, match="has 3 images but .* has 2 labels"):
+    with pytest.raises(DataError, match=r"has 3 images but .* has 2 labels"):
         mnist(tmp_path, train=True)
     write_part(tmp_path, "train", idx(LABELS), idx(LABELS))
     with pytest.raises(DataError, match=r"holds uint8\[3\], expected images"):

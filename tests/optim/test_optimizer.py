@@ -285,7 +285,7 @@ def test_two_optimizers_of_the_same_parameters_share_the_arena() -> None:
 def test_misuse_is_explained() -> None:
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match="no parameter has a gradient; call loss.backward"):
+    with pytest.raises(RuntimeError, match=r"no parameter has a gradient; call loss.backward"):
         optimizer.step()
     with pytest.raises(ValueError, match="got no parameters"):
         optim.SGD([])

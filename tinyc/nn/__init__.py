@@ -13,6 +13,7 @@ from tinyc.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from tinyc.nn.parameter import Parameter
 
 __all__ = [
+    "GELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BCEWithLogitsLoss",
@@ -23,7 +24,6 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
-    "GELU",
     "Identity",
     "L1Loss",
     "LayerNorm",

@@ -164,22 +164,15 @@ class AvgPool2d(Module):
 
 
 class AdaptiveAvgPool2d(Module):
-    """The mean over the whole image: [n, channels, h, w] to [n, channels, 1, 1].
-
-    Only ``output_size`` 1 is supported.
-    """
+    """Means over ``output_size`` equal blocks of the image: 1 is the mean over all of it."""
 
     def __init__(self, output_size: Size) -> None:
         super().__init__()
-        if _pair(output_size, "AdaptiveAvgPool2d output_size") != (1, 1):
-            raise NotImplementedError(
-                f"AdaptiveAvgPool2d: output_size is 1, not {output_size}; AvgPool2d has others"
-            )
         self.output_size = output_size
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return [n, channels, 1, 1]."""
-        return input.mean(dim=(-2, -1), keepdim=True)
+        """Return [n, channels, *output_size]."""
+        return F.adaptive_avg_pool2d(input, self.output_size)
 
     def extra_repr(self) -> str:
         """Return the size."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import TinycError
+from tinyc.ir.dtype import DTYPES, f32, f64
 from tinyc.nn.parameter import Parameter
 from tinyc.tensor import Tensor
 
@@ -191,6 +192,28 @@ class Module:
         """Set evaluation mode here and below; returns self."""
         return self.train(False)
 
+    def to(self: M, *targets: Any, dtype: Any = None, device: str | None = None) -> M:
+        """Move parameters and buffers to a device, and those that are floats to a dtype.
+
+        Handles stay what they are. Make the optimizer afterwards. Returns self.
+        """
+        for target in targets:
+            if isinstance(target, str) and target not in DTYPES:
+                device = target
+            else:
+                dtype = target
+        for tensor in [*self.parameters(), *self.buffers()]:
+            _move(tensor, dtype if tensor.is_floating_point() else None, device)
+        return self
+
+    def float(self: M) -> M:
+        """Make floating-point parameters and buffers f32; returns self."""
+        return self.to(f32)
+
+    def double(self: M) -> M:
+        """Make floating-point parameters and buffers f64; returns self."""
+        return self.to(f64)
+
     def requires_grad_(self: M, requires_grad: bool = True) -> M:
         """Freeze or unfreeze all parameters; returns self."""
         for param in self.parameters():
@@ -291,6 +314,18 @@ def _same(before: Any, after: Any) -> bool:
     if before is after:
         return True
     return type(before) is type(after) and isinstance(after, _PLAIN) and before == after
+
+
+def _move(tensor: Tensor, dtype: Any, device: str | None) -> None:
+    """Give a tensor memory of another dtype or on another device; its handle stays."""
+    moved = Tensor(tensor.numpy().ravel(), dtype=dtype, device=device or tensor.device)
+    if moved.dtype is tensor.dtype and moved.device == tensor.device:
+        return
+    grad = tensor.grad
+    tensor.grad = None
+    tensor.become_alias(moved, 0)
+    if grad is not None:
+        tensor.grad = grad.detach().to(dtype=dtype, device=device)
 
 
 def _check_name(module: Module, name: str) -> None:

@@ -96,12 +96,22 @@ class _BatchNorm(Module):
 
 
 class BatchNorm1d(_BatchNorm):
-    __doc__ = "Batch norm of [n, channels] or [n, channels, length].\n" + str(_BatchNorm.__doc__)
+    """Batch norm of [n, channels] or [n, channels, length], with running statistics.
+
+    ``weight`` and ``bias`` scale and shift each channel. In training ``running_mean`` and
+    ``running_var`` move towards the batch's by ``momentum``; evaluation normalises by them.
+    """
+
     _ranks = (2, 3)
 
 
 class BatchNorm2d(_BatchNorm):
-    __doc__ = "Batch norm of [n, channels, height, width].\n" + str(_BatchNorm.__doc__)
+    """Batch norm of [n, channels, height, width], with running statistics.
+
+    ``weight`` and ``bias`` scale and shift each channel. In training ``running_mean`` and
+    ``running_var`` move towards the batch's by ``momentum``; evaluation normalises by them.
+    """
+
     _ranks = (4,)
 
 

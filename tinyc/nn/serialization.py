@@ -54,7 +54,8 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise FileNotFoundError(f"tinyc.load: no file {path}")
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: Tensor(file.get_tensor(name)) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: Tensor(file.get_tensor(name)) for name in names}
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(

@@ -15,6 +15,10 @@ from tinyc.tensor import Tensor
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
+class Arena(Tensor):
+    """A flat tensor that parameters are stretches of."""
+
+
 class Piece:
     """A parameter's place in a segment: elements ``start`` to ``stop``, and its group index."""
 
@@ -67,7 +71,7 @@ def arrange(params: Sequence[Tensor]) -> list[Segment]:
     """
     loose: dict[tuple[object, object], list[Tensor]] = {}
     for param in params:
-        if param.alias is None:
+        if param.alias is None or not isinstance(param.alias[0], Arena):
             loose.setdefault((param.dtype, param.device), []).append(param)
     for together in loose.values():
         _move(together)
@@ -97,7 +101,7 @@ def _move(params: list[Tensor]) -> None:
     values = np.zeros(int(begins[-1]), params[0].dtype.np)
     for param, begin in zip(params, begins):
         values[begin : begin + param.numel()] = param.numpy().ravel()
-    base = Tensor(values, device=params[0].device)
+    base = Arena(values, device=params[0].device)
     for param, begin in zip(params, begins):
         param.become_alias(base, int(begin))
 
