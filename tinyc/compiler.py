@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc import config
-from tinyc.diagnostics import debug_line, format_origin
+from tinyc import config, program_cache
+from tinyc.diagnostics import Remark, debug_line, emit, format_origin
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
@@ -140,7 +140,11 @@ def assigned_uid(assign: Node) -> int:
 _programs: dict[Any, Executable] = {}
 # Versions from here on belong to no tensor's memory.
 NOBODYS = -(1 << 20)
+# What happened in this process: executables made; how often the passes ran for one, and how often
+# its program was on disk.
 compilations = 0
+passes_run = 0
+programs_loaded = 0
 
 
 def compile_graph(outputs: Sequence[Node]) -> Executable:
@@ -186,32 +190,44 @@ def device_of(outputs: Sequence[Node]) -> str:
 
 def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
                     device: str) -> Executable:
-    """Compile a graph for a device."""
+    """Compile a graph for a device, or load what an earlier process compiled."""
     global compilations
     compilations += 1
     if device == "numpy":
         return NumpyExecutable(outputs, leaves)
     native = get_device(device)
     start = time.perf_counter()
-    program = build_program(outputs, leaves, host_target())
+    program = find_program(outputs, leaves, device)
     middle = time.perf_counter()
     executable = NativeExecutable(program, native.load(program), device, outputs, leaves)
     report(outputs, program, middle - start, time.perf_counter() - middle)
     return executable
 
 
-def build_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
-                  target: Target) -> Program:
-    """Run the passes."""
+def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: str) -> Program:
+    """The program of a graph: from the disk if it is there, else by the passes."""
+    global programs_loaded, passes_run
+    target = host_target()
+    key = program_cache.program_key(outputs, target, device)
+    program = program_cache.load(key, outputs, leaves) if key else None
+    if program is not None:
+        programs_loaded += 1
+        for remark in program.remarks:
+            emit(Remark.from_dict(remark))
+        return program
     from tinyc import pipeline
 
-    return pipeline.build_program(outputs, leaves, target)[0]
+    passes_run += 1
+    program, _ = pipeline.build_program(outputs, leaves, target)
+    if key:
+        program_cache.store(key, program, outputs)
+    return program
 
 
 def host_target() -> Target:
     """The CPU that runs: its vector width decides the register tile."""
     from tinyc.runtime.toolchain import float_lanes
-    from tinyc.schedule.cost import CPU
+    from tinyc.ir.cost import CPU
 
     lanes = float_lanes()
     return replace(CPU, lanes=lanes, registers=32 if lanes == 16 else 16)

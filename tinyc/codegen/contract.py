@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
@@ -12,7 +13,6 @@ from tinyc.ir.loop import (
     substitute_index, substitute_stmt,
 )
 from tinyc.ir.plan import Stage, Target
-from tinyc.schedule.cost import elements
 
 FLOPS_PER_CHUNK = 1 << 20
 ONE_VECTOR_ROWS = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tinyc.codegen.contract import grid_chunks
+from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -11,8 +12,6 @@ from tinyc.ir.loop import (
     rewrite,
 )
 from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, row_major, stages_of
-from tinyc.schedule.cost import elements, stage_work
-from tinyc.schedule.fuse import contraction_sides, outer_variables
 
 
 @dataclass
@@ -269,7 +268,7 @@ def contraction(low: Lowering, leaf: Leaf) -> Contraction:
     """A contraction with its epilogue, rows and columns chosen."""
     stage = leaf.stage
     names = low.rename(stage)
-    rows, cols, _, depth = contraction_sides(stage)
+    rows, cols, _, depth = stage.sides()
     first, second = stage.expr.args
     if rows_come_second(stage, rows):
         rows, cols, first, second = cols, rows, second, first

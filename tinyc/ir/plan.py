@@ -81,12 +81,33 @@ class Stage:
     def name(self) -> str:
         return f"{self.node.op.name.lower()}{self.number}"
 
+    def sides(self) -> tuple[list[Var], list[Var], list[Var], list[Var]]:
+        """A contraction's variables without the hoisted one: (only in the first operand, only in
+        the second, in both, contracted)."""
+        first, second = (read_vars(r) for r in self.expr.args)
+        free = [v for v in self.axes if v is not self.hoist]
+        left = [v for v in free if v in first and v not in second]
+        right = [v for v in free if v in second and v not in first]
+        both = [v for v in self.axes if v in first and v in second]
+        return left, right, both, [v for v in self.red if v is not self.hoist]
+
+    def outer(self) -> list[Var]:
+        """The loops outside a contraction's blocks: the hoisted axis, then batch axes."""
+        _, _, batch, _ = self.sides()
+        outer = [self.hoist] if self.hoist is not None else []
+        return outer + [v for v in batch if v is not self.hoist]
+
     def points(self) -> int:
         """How often the expression runs."""
         total = 1
         for v in self.axes + self.red:
             total *= v.extent
         return total
+
+
+def read_vars(read: Read) -> set[Var]:
+    """The loop variables that the index of a read depends on."""
+    return {v for i in read.index for v in i.free_vars()}
 
 
 @dataclass(eq=False)

@@ -10,10 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tinyc.diagnostics import Remark
+from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Read
 from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, stages_of
-from tinyc.schedule.cost import elements
 
 FINISH_POINTS = 4096
 UNROLLED = 16
@@ -193,30 +192,8 @@ def open_variables(way: Shared) -> list[Var]:
     """Variables that may still be shared: of a contraction, only its outer ones."""
     stage = way.stage
     if stage.kind == "contract":
-        outer = outer_variables(stage)
-        return [v for v in outer if v in way.axes or v in way.red]
+        return [v for v in stage.outer() if v in way.axes or v in way.red]
     return [v for v in way.axes + way.red if v.extent > 1]
-
-
-def outer_variables(stage: Stage) -> list[Var]:
-    """The loops outside a contraction's blocks: the hoisted axis, then batch axes."""
-    _, _, batch, _ = contraction_sides(stage)
-    outer = [stage.hoist] if stage.hoist is not None else []
-    return outer + [v for v in batch if v is not stage.hoist]
-
-
-def contraction_sides(stage: Stage) -> tuple[list[Var], list[Var], list[Var], list[Var]]:
-    """(only in the first operand, only in the second, in both, contracted), without the hoisted."""
-    a, b = (read_vars(r) for r in stage.expr.args)
-    free = [v for v in stage.axes if v is not stage.hoist]
-    left = [v for v in free if v in a and v not in b]
-    right = [v for v in free if v in b and v not in a]
-    batch = [v for v in stage.axes if v in a and v in b]
-    return left, right, batch, [v for v in stage.red if v is not stage.hoist]
-
-
-def read_vars(read: Read) -> set[Var]:
-    return {v for i in read.index for v in i.free_vars()}
 
 
 def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var, depth: int) -> str:
@@ -320,7 +297,7 @@ def can_be_epilogue(leaf: Leaf, way: Shared) -> bool:
     group = [c, *leaf.epilogue]
     if not any(p in group for p in stage.producers):
         return False
-    outer = outer_variables(c)
+    outer = c.outer()
     mine = sorted(v.extent for v in way.axes if v.extent > 1)
     return mine == sorted(v.extent for v in c.axes if v not in outer and v.extent > 1) and all(
         reads_at_own_index(stage, p, way) for p in stage.producers if p in group)
@@ -345,7 +322,7 @@ def reads_at_own_index(stage: Stage, producer: Stage, way: Shared) -> bool:
 def tree_of(f: Fuser, stage: Stage, way: Shared) -> Tree:
     """The loops that a stage has not shared, around its leaf."""
     if stage.kind == "contract":
-        order = [v for v in outer_variables(stage) if v in way.axes or v in way.red]
+        order = [v for v in stage.outer() if v in way.axes or v in way.red]
     else:
         order = loop_order(stage, way.axes, way.red, f.target)
     tree: Tree = Leaf(stage)
