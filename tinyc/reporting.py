@@ -87,7 +87,7 @@ class Explanation:
         for kernel in self.kernels:
             lines += ["", *describe_kernel(kernel)]
         if self.missed:
-            lines += ["", "not fused"]
+            lines += ["", "loops that are not shared, and why"]
             lines += [f"  {text}" for text in dict.fromkeys(map(describe_remark, self.missed))]
         return "\n".join(lines)
 
