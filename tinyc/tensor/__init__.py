@@ -8,7 +8,6 @@ from tinyc.tensor.create import (
     from_numpy,
     maximum,
     minimum,
-    tensor,
     where,
 )
 from tinyc.tensor.gradients import grad, value_and_grad, vjp
@@ -29,7 +28,6 @@ __all__ = [
     "minimum",
     "no_grad",
     "set_grad_enabled",
-    "tensor",
     "value_and_grad",
     "vjp",
     "where",

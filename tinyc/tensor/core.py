@@ -714,7 +714,7 @@ def as_dtype(dtype: Any) -> DType:
 
 
 def host_array(data: Any, dtype: DType | None) -> np.ndarray:
-    """Return what a user calls data as an array: Python floats f32, ints i64, arrays as they are."""
+    """Return data as an array: Python floats become f32 and ints i64, arrays stay."""
     if isinstance(data, Handle):
         array = array_of(data)
     elif isinstance(data, (np.ndarray, np.generic)):

@@ -240,13 +240,6 @@ def minimum(x: Any, y: Any) -> Tensor:
     return apply(elementwise.minimum, x, y)
 
 
-def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Return a tensor with a copy of the data, as `Tensor(data)` does."""
-    from tinyc.tensor.core import Tensor
-
-    return Tensor(data, dtype, device, requires_grad)
-
-
 def from_numpy(array: np.ndarray) -> Tensor:
     """Return a tensor on an array's memory where that is aligned to 64 bytes, else on a copy."""
     from tinyc import config

@@ -73,7 +73,7 @@ class Views(Handle):
         return self._view(indexing.unsqueeze, dim)
 
     def expand(self, *sizes: Any) -> Tensor:
-        """Return the tensor repeated along axes of size 1 and new ones in front; -1 keeps a size."""
+        """Return the tensor repeated along axes of size 1 and new ones; -1 keeps a size."""
         return self._view(_expand, sizes_of(sizes))
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
