@@ -11,8 +11,8 @@ from itertools import count
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
-    Alloc, Apply, Const, Expr, For, If, Load, MicroKernel, Stmt, Storage, Store, Within, free_vars,
-    indices, loads, rewrite, statements, substitute_stmt, walk,
+    Alloc, Apply, Const, Expr, For, If, Load, MicroKernel, Stmt, Storage, Store, Within,
+    free_vars, indices, loads, replace_storage, rewrite, statements, substitute_stmt, walk,
 )
 from tinyc.ir.dtype import bool_
 
@@ -102,28 +102,6 @@ def renamed(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
                                 s.storage.dtype, s.storage.role)
              for s in statements(body) if isinstance(s, Alloc)}
     return replace_storage(body, fresh) if fresh else body
-
-
-def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tuple[Stmt, ...]:
-    """`body` with storages exchanged."""
-    def leaf(e: Expr) -> Expr:
-        if isinstance(e, Load) and e.storage in fresh:
-            return replace(e, storage=fresh[e.storage])
-        return e
-
-    def swap(stmt: Stmt) -> Stmt:
-        if isinstance(stmt, Alloc):
-            return Alloc(fresh.get(stmt.storage, stmt.storage))
-        if isinstance(stmt, Store):
-            return replace(stmt, storage=fresh.get(stmt.storage, stmt.storage),
-                           value=rewrite(stmt.value, leaf, lambda a: a))
-        if isinstance(stmt, For):
-            return replace(stmt, body=tuple(map(swap, stmt.body)))
-        if isinstance(stmt, If):
-            return If(rewrite(stmt.cond, leaf, lambda a: a), tuple(map(swap, stmt.body)))
-        return stmt
-
-    return tuple(map(swap, body))
 
 
 def split_chunks(loop: For, block: int, chunk: Var) -> tuple[Stmt, ...]:

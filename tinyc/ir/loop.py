@@ -322,6 +322,31 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     return stmt
 
 
+def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tuple[Stmt, ...]:
+    """`body` with storages exchanged."""
+    def leaf(e: Expr) -> Expr:
+        if isinstance(e, Load) and e.storage in fresh:
+            return replace(e, storage=fresh[e.storage])
+        return e
+
+    def swap(stmt: Stmt) -> Stmt:
+        if isinstance(stmt, Alloc):
+            return Alloc(fresh.get(stmt.storage, stmt.storage))
+        if isinstance(stmt, Store):
+            at = stmt.index.map_data(lambda e: rewrite(e, leaf, lambda a: a))
+            return replace(stmt, storage=fresh.get(stmt.storage, stmt.storage), index=at,
+                           value=rewrite(stmt.value, leaf, lambda a: a))
+        if isinstance(stmt, For):
+            return replace(stmt, body=tuple(map(swap, stmt.body)))
+        if isinstance(stmt, If):
+            return If(rewrite(stmt.cond, leaf, lambda a: a), tuple(map(swap, stmt.body)))
+        if isinstance(stmt, MicroKernel):
+            return replace(stmt, a=leaf(stmt.a), b=leaf(stmt.b))
+        return stmt
+
+    return tuple(map(swap, body))
+
+
 # -- a kernel ------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,10 @@
-"""Memory plan: one arena, offsets by lifetime (best fit), 64-byte aligned."""
+"""Memory plan: one arena, updates in place, offsets by lifetime (best fit), 64-byte aligned."""
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tinyc.ir.loop import (
-    Contraction, If, LoopKernel, MicroKernel, Storage, Store, loads, statements,
+    Contraction, If, LoopKernel, MicroKernel, Storage, Store, loads, replace_storage, statements,
 )
 from tinyc.ir.plan import Plan
 
@@ -44,14 +44,66 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
     return reads, writes
 
 
-def plan_memory(plan: Plan) -> None:
-    """Give every arena storage its offset; sets `Plan.arena_size` (bytes)."""
+def lifetimes(plan: Plan) -> dict[Storage, Life]:
+    """The kernels during which each arena storage is needed."""
     lives: dict[Storage, Life] = {}
     for i, kernel in enumerate(plan.kernels):
         reads, writes = kernel_accesses(kernel)
         for storage in (*reads, *writes):
             if storage.role == "arena":
                 lives.setdefault(storage, Life(storage, i, i)).last = i
+    return lives
+
+
+def reuse_in_place(plan: Plan) -> None:
+    """Let a value take over the storage of one that its kernel reads last, element for element."""
+    lives = lifetimes(plan)
+    for i, kernel in enumerate(plan.kernels):
+        reads, writes = kernel_accesses(kernel)
+        dying = [s for s in reads if s in lives and lives[s].last == i and s not in writes]
+        for new in writes:
+            if new not in lives or lives[new].first != i or new in reads:
+                continue
+            old = next((s for s in dying if fits(s, new) and aligned(kernel, s, new)), None)
+            if old is not None:
+                dying.remove(old)
+                merge(plan, old, new)
+                lives[old].last = lives.pop(new).last
+
+
+def fits(old: Storage, new: Storage) -> bool:
+    return old.size == new.size and old.dtype is new.dtype
+
+
+def aligned(kernel: LoopKernel, old: Storage, new: Storage) -> bool:
+    """True if `old` is read only by the statements that store the same element of `new`."""
+    for stmt in statements(kernel.body + kernel.finish):
+        if isinstance(stmt, MicroKernel):
+            if old in (stmt.a.storage, stmt.b.storage):
+                return False
+        elif isinstance(stmt, Store):
+            exprs = [stmt.value, *stmt.index.data()]
+            used = [load for e in exprs for load in loads(e) if load.storage is old]
+            if any(stmt.storage is not new or stmt.accumulate or load.index != stmt.index
+                   for load in used):
+                return False
+        elif isinstance(stmt, If) and any(load.storage is old for load in loads(stmt.cond)):
+            return False
+    return True
+
+
+def merge(plan: Plan, old: Storage, new: Storage) -> None:
+    """Replace one storage by another everywhere."""
+    for kernel in plan.kernels:
+        kernel.body = replace_storage(kernel.body, {new: old})
+        kernel.finish = replace_storage(kernel.finish, {new: old})
+    plan.storages.remove(new)
+
+
+def plan_memory(plan: Plan) -> None:
+    """Give every arena storage its offset; sets `Plan.arena_size` (bytes)."""
+    reuse_in_place(plan)
+    lives = lifetimes(plan)
     placed: list[Life] = []
     for life in sorted(lives.values(), key=lambda x: (-x.storage.nbytes, x.first)):
         life.storage.offset = best_fit(life, placed)
