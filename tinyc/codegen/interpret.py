@@ -1,0 +1,239 @@
+"""Runs loop kernels, one scalar at a time: the oracle for lowering and for schedules.
+
+Any tree runs, scheduled or not. What a schedule may not rely on is made to fail: chunks and simd
+iterations run backwards, memory that nobody wrote holds a pattern, and an access outside its
+storage raises.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from tinyc.ir.evaluate import EVAL
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import (
+    Alloc, Apply, Check, Const, Contraction, Expr, For, If, Index, Load, LoopKernel, MicroKernel,
+    Stmt, Storage, Store, Within, walk,
+)
+from tinyc.ir.ops import Op
+
+UNWRITTEN = 0x7B
+
+
+class OutsideStorage(AssertionError):
+    """A kernel reads or writes beyond the end of a storage."""
+
+
+def run_kernels(kernels: Sequence[LoopKernel], slots: Mapping[Storage, np.ndarray],
+                arena_size: int | None = None) -> tuple[int, int] | None:
+    """Run kernels in order on flat arrays, one for each slot, which they write in place.
+
+    With `arena_size` the arena is one piece of memory and storages lie at their offsets; without,
+    each has memory of its own. Returns (site, value) of the first index out of range, if any.
+    """
+    arena = None if arena_size is None else np.full(arena_size, UNWRITTEN, np.uint8)
+    shared = dict(slots)
+    found: tuple[int, int] | None = None
+    with np.errstate(all="ignore"):
+        for kernel in kernels:
+            for chunk in reversed(range(kernel.chunks)):
+                found = Worker(kernel, shared, arena, chunk, found).run(kernel.body)
+            found = Worker(kernel, shared, arena, 0, found).run(kernel.finish)
+    return found
+
+
+class Variables(dict[Any, int]):
+    """Values of loop variables; a data index has the value just computed for its expression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed: dict[int, Any] = {}
+
+    def __missing__(self, atom: Any) -> int:
+        return int(self.computed[id(atom.expr)])
+
+
+class Worker:
+    """One chunk of one kernel: its loop variables, and registers and scratch of its own."""
+
+    def __init__(self, kernel: LoopKernel, shared: dict[Storage, np.ndarray],
+                 arena: np.ndarray | None, chunk: int, found: tuple[int, int] | None) -> None:
+        self.kernel = kernel
+        self.shared = shared
+        self.arena = arena
+        self.chunk = chunk
+        self.found = found
+        self.own: dict[Storage, np.ndarray] = {}
+        self.variables = Variables()
+        self.variables[kernel.chunk] = chunk
+        self.orders: dict[int, list[Expr]] = {}
+
+    def run(self, body: tuple[Stmt, ...]) -> tuple[int, int] | None:
+        """Run statements; returns the first index found out of range."""
+        self.block(body)
+        return self.found
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def array(self, s: Storage) -> np.ndarray:
+        """The elements of a storage."""
+        table = self.shared if s.role in ("slot", "arena") else self.own
+        found = table.get(s)
+        if found is None:
+            found = table[s] = self.place(s)
+        return found
+
+    def place(self, s: Storage) -> np.ndarray:
+        if s.role == "arena" and self.arena is not None:
+            return self.arena[s.offset:s.offset + s.nbytes].view(s.dtype.np)
+        return np.full(s.nbytes, UNWRITTEN, np.uint8).view(s.dtype.np)
+
+    def position(self, s: Storage, index: Affine) -> int:
+        at = index.evaluate(self.variables)
+        self.require(s, at, at + 1)
+        return at
+
+    def require(self, s: Storage, lo: int, hi: int) -> None:
+        if lo < 0 or hi > s.size:
+            raise OutsideStorage(
+                f"{self.kernel.name}: elements {lo} to {hi - 1} of {s.name}, which has {s.size}")
+
+    # -- statements ------------------------------------------------------------------------------
+
+    def block(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self.statement(stmt)
+
+    def statement(self, stmt: Stmt) -> None:
+        if isinstance(stmt, Store):
+            self.store(stmt)
+        elif isinstance(stmt, For):
+            for i in self.iterations(stmt):
+                self.variables[stmt.var] = i
+                self.block(stmt.body)
+        elif isinstance(stmt, Alloc):
+            self.own[stmt.storage] = self.place(stmt.storage)
+        elif isinstance(stmt, If):
+            if self.value(stmt.cond):
+                self.block(stmt.body)
+        elif isinstance(stmt, Contraction):
+            self.contraction(stmt)
+        else:
+            self.micro_kernel(stmt)
+
+    def iterations(self, loop: For) -> Iterable[int]:
+        n = loop.var.extent
+        start, stop = 0, n
+        if loop.kind.startswith("chunk"):
+            chunks = self.kernel.chunks
+            start, stop = self.chunk * n // chunks, (self.chunk + 1) * n // chunks
+        elif loop.limit is not None:
+            stop = min(n, loop.limit.evaluate(self.variables))
+        backwards = loop.kind.endswith("simd")
+        return reversed(range(start, stop)) if backwards else range(start, stop)
+
+    def store(self, stmt: Store) -> None:
+        value = self.value(stmt.value)
+        for expr in stmt.index.data():
+            self.value(expr)
+        array = self.array(stmt.storage)
+        if value.dtype != array.dtype:
+            raise AssertionError(f"{self.kernel.name}: {value.dtype} stored as {array.dtype}")
+        at = self.position(stmt.storage, stmt.index)
+        if stmt.accumulate == "sum":
+            array[at] += value
+        elif stmt.accumulate == "max":
+            array[at] = np.maximum(array[at], value)
+        else:
+            array[at] = value
+
+    def contraction(self, stmt: Contraction) -> None:
+        """tile[0] = sum of a * b, then the body, at each point of rows and columns."""
+        dtype = stmt.tile.dtype.np
+        for _ in self.points((*stmt.rows, *stmt.cols)):
+            total = np.zeros((), dtype)
+            for _ in self.points(stmt.depth):
+                total = total + self.value(stmt.a) * self.value(stmt.b)
+            self.array(stmt.tile)[0] = total
+            self.block(stmt.body)
+
+    def points(self, variables: tuple[Var, ...]) -> Iterable[tuple[int, ...]]:
+        """Every value of some variables, the last one fastest; they have it meanwhile."""
+        for point in product(*(range(v.extent) for v in variables)):
+            self.variables.update(zip(variables, point))
+            yield point
+
+    def micro_kernel(self, stmt: MicroKernel) -> None:
+        wide = np.float64
+        at = stmt.at.evaluate(self.variables)
+        self.require(stmt.tile, at, at + stmt.height * stmt.width)
+        columns = self.panel(stmt).astype(wide)
+        first = stmt.first.evaluate(self.variables)
+        for i in range(stmt.height):
+            self.variables[stmt.row] = min(first + i, stmt.row.extent - 1)
+            row = [self.value(stmt.a) for _ in self.points(stmt.depth)]
+            total = np.array(row, wide) @ columns
+            self.array(stmt.tile)[at:at + stmt.width] = total
+            at += stmt.width
+
+    def panel(self, stmt: MicroKernel) -> np.ndarray:
+        """The rows of the column operand, one for each point of the depth."""
+        rows = []
+        start = stmt.b.index.evaluate(self.variables)
+        for _ in self.points(stmt.depth):
+            self.require(stmt.b.storage, start, start + stmt.width)
+            rows.append(self.array(stmt.b.storage)[start:start + stmt.width])
+            start += stmt.b_stride
+        return np.array(rows)
+
+    # -- expressions -----------------------------------------------------------------------------
+
+    def value(self, root: Expr) -> Any:
+        """The value of an expression, a numpy scalar of its dtype."""
+        order = self.orders.get(id(root))
+        if order is None:
+            order = self.orders[id(root)] = list(walk(root))
+        computed = self.variables.computed
+        for e in order:
+            computed[id(e)] = self.scalar(e, computed)
+        return computed[id(root)]
+
+    def scalar(self, e: Expr, computed: dict[int, Any]) -> Any:
+        if isinstance(e, Load):
+            return self.load(e)
+        if isinstance(e, Apply):
+            args = [computed[id(a)] for a in e.args]
+            return args[0].view(e.dtype.np) if e.op is Op.BITCAST else apply(e, args)
+        if isinstance(e, Const):
+            return e.dtype.np.type(e.value)
+        if isinstance(e, Index):
+            return e.dtype.np.type(e.index.evaluate(self.variables))
+        if isinstance(e, Within):
+            return np.bool_(self.holds(e))
+        if isinstance(e, Check):
+            return self.checked(e, computed[id(e.value)])
+        raise AssertionError(f"not an expression of a kernel: {e}")
+
+    def load(self, e: Load) -> Any:
+        if not all(self.holds(g) for g in e.guard):
+            return e.dtype.np.type(0)
+        return self.array(e.storage)[self.position(e.storage, e.index)]
+
+    def holds(self, e: Within) -> bool:
+        at = e.index.evaluate(self.variables)
+        return e.lo <= at < e.hi and at % e.step == 0
+
+    def checked(self, e: Check, value: Any) -> Any:
+        if 0 <= value < e.bound:
+            return value
+        if self.found is None:
+            self.found = e.site, int(value)
+        return e.dtype.np.type(0)
+
+
+def apply(e: Apply, args: Sequence[Any]) -> Any:
+    """An elementwise operator as the evaluator of graphs has it."""
+    return EVAL[e.op](e, *args)[()]
