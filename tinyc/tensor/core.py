@@ -118,8 +118,8 @@ class Tensor(Operations, Views, Creation):
             return self._new(function(self.node, other), mode)
         return self._new(function(other, self.node), mode)
 
-    def _apply(self, function: Callable[..., Any], *values: Any) -> Any:
-        return apply(function, *values)
+    def _apply(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        return apply(function, *values, **options)
 
     def _view(self, function: Callable[..., Node], *arguments: Any) -> Tensor:
         made = Tensor.__new__(Tensor)
@@ -648,7 +648,9 @@ class Tensor(Operations, Views, Creation):
     _hooks: tuple[Callable[..., Any], ...] = ()
 
 
-def build(function: Callable[..., Any], values: Sequence[Any], like: Any = None) -> Any:
+def build(
+    function: Callable[..., Any], values: Sequence[Any], like: Any = None, **options: Any
+) -> Any:
     """Return (node or nodes, mode) of a function of nodes for tensors, arrays and numbers."""
     values = [_operand(v) if isinstance(v, (np.ndarray, np.generic)) else v for v in values]
     nodes, mode = operands([v for v in values if isinstance(v, Handle)])
@@ -656,15 +658,16 @@ def build(function: Callable[..., Any], values: Sequence[Any], like: Any = None)
     arguments = [next(left) if isinstance(v, Handle) else v for v in values]
     if like is not None and not isinstance(arguments[0], Node):
         arguments[0] = _constant(arguments[0], like)
-    return function(*arguments), mode
+    return function(*arguments, **options), mode
 
 
-def apply(function: Callable[..., Any], *values: Any) -> Any:
+def apply(function: Callable[..., Any], *values: Any, **options: Any) -> Any:
     """Return the tensor, or tuple of tensors, of a function of nodes.
 
-    Tensors become nodes, arrays tensors first; anything else is passed as it is.
+    Tensors become nodes, arrays tensors first; anything else is passed as it is, and so are
+    `options`, which hold no tensors.
     """
-    result, mode = build(function, values)
+    result, mode = build(function, values, **options)
     if isinstance(result, Node):
         return Tensor._new(result, mode)
     return tuple([Tensor._new(node, mode) for node in result])
