@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc import config, program_cache
+from tinyc import config
 from tinyc.diagnostics import Remark, debug_line, emit, format_origin
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
-from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device, get_device
 
@@ -106,7 +105,9 @@ class NativeExecutable:
         slots = [*buffers, *(b for b in outputs if b is not None)]
         if config.current().check:
             return self.checked(buffers, slots, outputs)
-        if times is None and profile.wanted():
+        if times is None and config.current().debug.level >= 2:
+            from tinyc.runtime import profile
+
             profile.run_shown(self.program, lambda times: self.native.run(slots, times))
         else:
             self.native.run(slots, times)
@@ -206,6 +207,8 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
 
 def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: str) -> Program:
     """The program of a graph: from the disk if it is there, else by the passes."""
+    from tinyc import program_cache
+
     global programs_loaded, passes_run
     target = host_target()
     key = program_cache.program_key(outputs, target, device)
@@ -226,8 +229,8 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: st
 
 def host_target() -> Target:
     """The CPU that runs: its vector width decides the register tile."""
-    from tinyc.runtime.toolchain import float_lanes
     from tinyc.ir.cost import CPU
+    from tinyc.runtime.toolchain import float_lanes
 
     lanes = float_lanes()
     return replace(CPU, lanes=lanes, registers=32 if lanes == 16 else 16)
