@@ -140,23 +140,22 @@ def looking() -> list[Row]:
     from tinyc import Tensor
 
     x = Tensor(np.ones(8, np.float32))
-    length = 50
 
-    def chain() -> Any:
+    def chain(length: int) -> Any:
         y = x
         for _ in range(length):
             y = y + x
-        return y.realize()
+        return y
 
-    built = microseconds(lambda: _chain_only(x, length), 20, length)
-    looked = microseconds(chain, 20, length)
-    return [Row("look at a known graph, per node", max(0.0, looked - built), "us", 1)]
+    def looked(length: int) -> float:
+        total = microseconds(lambda: chain(length).realize(), 50)
+        return total - microseconds(lambda: chain(length), 50)
 
-
-def _chain_only(x: Any, length: int) -> Any:
-    for _ in range(length):
-        x = x + x
-    return x
+    short, long = looked(10), looked(110)
+    return [
+        Row("look at a known graph of 10 nodes", short, "us", 30),
+        Row("look at a known graph, per further node", (long - short) / 100, "us", 0.3),
+    ]
 
 
 def differentiating() -> list[Row]:
