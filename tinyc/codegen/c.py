@@ -64,7 +64,7 @@ class CScope(Scope):
         key = (dtype, stmt.height, stmt.lanes, stmt.width)
         self.owner.tiles[key] = None
         levels = merged_levels(stmt)
-        zero = {v: 0 for v in stmt.depth}
+        zero = dict.fromkeys(stmt.depth, 0)
         base = stmt.a.index.substitute(zero)
         row = self.var(stmt.row)
         last = stmt.row.extent - 1

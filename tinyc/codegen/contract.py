@@ -9,8 +9,19 @@ from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
-    Contraction, For, Load, MicroKernel, Stmt, Storage, Store, Within, rewrite, statements,
-    substitute_index, substitute_stmt,
+    Contraction,
+    Expr,
+    For,
+    Load,
+    MicroKernel,
+    Stmt,
+    Storage,
+    Store,
+    Within,
+    rewrite,
+    statements,
+    substitute_index,
+    substitute_stmt,
 )
 from tinyc.ir.plan import Stage, Target
 
@@ -67,6 +78,7 @@ def schedule_contractions(body: tuple[Stmt, ...], name: str, chunks: int,
 
 
 def expand(site: Site, stmt: Stmt, around: frozenset[Var], target: Target) -> list[Stmt]:
+    """Schedule the contractions below a statement; `around` are the loops around it."""
     if isinstance(stmt, Contraction):
         return [tiles(site, stmt, around, target)]
     if isinstance(stmt, For):
@@ -127,6 +139,7 @@ def runs_along_rows(c: Contraction) -> bool:
 
 
 def unravel_over(flat: Var, variables: tuple[Var, ...]) -> tuple[Affine, ...]:
+    """A flat index as one index for each variable."""
     return unravel(Affine.of(flat), tuple(v.extent for v in variables))
 
 
@@ -221,7 +234,7 @@ def in_tile(stmt: Stmt, old: Storage, tile: Storage, at: Affine) -> Stmt:
     if not isinstance(stmt, Store):
         return stmt
 
-    def leaf(e):
+    def leaf(e: Expr) -> Expr:
         return Load(tile, at) if isinstance(e, Load) and e.storage is old else e
 
     return replace(stmt, value=rewrite(stmt.value, leaf, lambda x: x))

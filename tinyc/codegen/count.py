@@ -3,7 +3,16 @@ from __future__ import annotations
 
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
-    Apply, Contraction, Expr, For, If, Load, LoopKernel, MicroKernel, Stmt, Storage, Store, indices,
+    Apply,
+    Expr,
+    For,
+    If,
+    Load,
+    LoopKernel,
+    MicroKernel,
+    Stmt,
+    Storage,
+    Store,
     walk,
 )
 from tinyc.ir.ops import OPS, Op
@@ -45,11 +54,11 @@ class Counter:
         self.read: dict[Storage, None] = {}
         self.written: dict[Storage, None] = {}
 
-    def block(self, body: tuple[Stmt, ...], times: int, ranges: dict[Var, int]) -> None:
+    def block(self, body: tuple[Stmt, ...], times: int, ranges: dict[Var, float]) -> None:
         for stmt in body:
             self.statement(stmt, times, ranges)
 
-    def statement(self, stmt: Stmt, times: int, ranges: dict[Var, int]) -> None:
+    def statement(self, stmt: Stmt, times: int, ranges: dict[Var, float]) -> None:
         if isinstance(stmt, For):
             n = stmt.var.extent if stmt.limit is None else self.trips(stmt)
             self.block(stmt.body, max(1, round(times * n)), {**ranges, stmt.var: n})
@@ -70,7 +79,7 @@ class Counter:
     def trips(self, loop: For) -> float:
         """The mean range of a loop with a limit; the last round of tiles is shorter."""
         assert loop.limit is not None
-        lo, hi = loop.limit.bounds()
+        _, hi = loop.limit.bounds()
         tiles = -(-hi // loop.var.extent)
         return hi / tiles if tiles else 0
 

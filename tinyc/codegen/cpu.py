@@ -37,6 +37,7 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) ->
 
 
 def collapse_all(stmt: Stmt) -> tuple[Stmt, ...]:
+    """Collapse a loop with the loops perfectly nested in it, as far as that is legal."""
     while isinstance(stmt, For):
         try:
             stmt = p.collapse(stmt)
@@ -73,6 +74,7 @@ def unroll_short(stmt: Stmt, since: int | None) -> tuple[Stmt, ...]:
 
 
 def is_short(loop: For, inside: int) -> bool:
+    """True if unrolling a loop pays: few iterations, and not the loop that becomes vectors."""
     if loop.limit is not None or loop.kind != "serial" or p.has_loops(loop):
         return False
     if loop.var.extent * len(loop.body) > UNROLL_STATEMENTS:
@@ -118,10 +120,12 @@ def lanes(stmt: Stmt, target: Target) -> tuple[Stmt, ...]:
 
 
 def hoist_all(stmt: Stmt) -> tuple[Stmt, ...]:
+    """Move what does not change out of a loop."""
     return p.hoist(stmt) if isinstance(stmt, For) else (stmt,)
 
 
 def vectorize_all(stmt: Stmt) -> tuple[Stmt, ...]:
+    """Mark a loop whose iterations are independent."""
     if not isinstance(stmt, For) or stmt.kind not in ("serial", "chunk"):
         return (stmt,)
     try:

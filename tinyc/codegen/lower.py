@@ -1,4 +1,4 @@
-"""Loop trees -> loop IR: addresses, accumulators, private sums of chunks, contraction statements."""
+"""Loop trees -> loop IR: addresses, accumulators, private sums of chunks, contractions."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -8,7 +8,17 @@ from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
-    Alloc, Const, Contraction, Expr, For, Load, LoopKernel, Read, Stmt, Storage, Store,
+    Alloc,
+    Const,
+    Contraction,
+    Expr,
+    For,
+    Load,
+    LoopKernel,
+    Read,
+    Stmt,
+    Storage,
+    Store,
     rewrite,
 )
 from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, row_major, stages_of
@@ -24,7 +34,7 @@ class Lowering:
     chunk: Var
     mapping: dict[Stage, dict[Var, Affine]] = field(default_factory=dict)
     accumulators: dict[Stage, Buf] = field(default_factory=dict)
-    partial: dict[Stage, "PrivateBuf"] = field(default_factory=dict)
+    partial: dict[Stage, PrivateBuf] = field(default_factory=dict)
 
     def rename(self, stage: Stage) -> dict[Var, Affine]:
         found = self.mapping.get(stage)
@@ -81,6 +91,7 @@ def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
 
 
 def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) -> list[Stmt]:
+    """The statements of a loop tree; `root` marks the loop that chunks divide."""
     if isinstance(tree, Leaf):
         return lower_leaf(low, tree, around)
     begun = [s for s in stages_of(tree) if begins_here(low, s, tree, around)]
@@ -99,8 +110,8 @@ def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) 
 
 def begins_here(low: Lowering, stage: Stage, loop: Loop, around: tuple[Loop, ...]) -> bool:
     """True if `loop` is the outermost loop over which the stage reduces."""
-    if stage.kind in ("map", "scatter") or stage.kind == "contract" and (
-            stage.hoist is None or stage.hoist not in stage.red):
+    if stage.kind in ("map", "scatter") or (stage.kind == "contract" and (
+            stage.hoist is None or stage.hoist not in stage.red)):
         return False
     mine = {low.plan.mapping[stage].get(v, v) for v in stage.red}
     return loop.var in mine and all(o.var not in mine for o in around)
@@ -200,6 +211,7 @@ def combine(low: Lowering, stage: Stage) -> list[Stmt]:
 
 
 def lower_leaf(low: Lowering, leaf: Leaf, around: tuple[Loop, ...]) -> list[Stmt]:
+    """The statements of one stage at its place."""
     stage = leaf.stage
     names = low.rename(stage)
     note = note_of(stage)
@@ -210,7 +222,8 @@ def lower_leaf(low: Lowering, leaf: Leaf, around: tuple[Loop, ...]) -> list[Stmt
         return scatter(low, stage, value, names, note)
     idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
     if stage.kind == "map":
-        return [*declare(stage), Store(stage.buf.storage, stage.buf.address(idx), value, None, note)]
+        at = stage.buf.address(idx)
+        return [*declare(stage), Store(stage.buf.storage, at, value, None, note)]
     home = low.accumulators.get(stage)
     if home is None:
         home = low.accumulators[stage] = stage.buf
@@ -226,10 +239,12 @@ def first_term(stage: Stage, value: Expr, zero: Const) -> Expr:
 
 
 def declare(stage: Stage) -> list[Stmt]:
+    """The declaration of a stage that lives in a register."""
     return [Alloc(stage.buf.storage)] if stage.buf.storage.role == "register" else []
 
 
 def note_of(stage: Stage) -> str:
+    """What a comment says of a stage: its name and the line that made it."""
     origin = stage.node.origin
     return f"{stage.name}" + (f" {origin[0].rsplit('/', 1)[-1]}:{origin[1]}" if origin else "")
 
@@ -246,6 +261,7 @@ def concrete(expr: Expr, names: dict[Var, Affine]) -> Expr:
 
 def scatter(low: Lowering, stage: Stage, value: Expr, names: dict[Var, Affine],
             note: str) -> list[Stmt]:
+    """The accumulating store of a scatter stage."""
     at = stage.buf.address(tuple(concrete_index(i, names) for i in stage.target))
     return [Store(stage.buf.storage, at, value, "sum", note)]
 
@@ -261,6 +277,7 @@ def clear(stage: Stage) -> Stmt:
 
 
 def concrete_index(index: Affine, names: dict[Var, Affine]) -> Affine:
+    """An index with shared loop names, its data-dependent parts made concrete."""
     return index.map_data(lambda e: concrete(e, names)).substitute(names)
 
 
@@ -269,7 +286,7 @@ def contraction(low: Lowering, leaf: Leaf) -> Contraction:
     stage = leaf.stage
     names = low.rename(stage)
     rows, cols, _, depth = stage.sides()
-    first, second = stage.expr.args
+    first, second = stage.operands()
     if rows_come_second(stage, rows):
         rows, cols, first, second = cols, rows, second, first
     tile = Storage(f"tile{stage.number}", 1, stage.dtype, "tile")
@@ -290,12 +307,13 @@ def contraction(low: Lowering, leaf: Leaf) -> Contraction:
 
 
 def shown(variables: list[Var]) -> tuple[Var, ...]:
+    """The variables that have more than one value."""
     return tuple(v for v in variables if v.extent > 1)
 
 
 def rows_come_second(stage: Stage, left: list[Var]) -> bool:
     """Columns are vectors: never the windowed operand; else the side of the last output axis."""
-    first, second = stage.expr.args
+    first, second = stage.operands()
     if windowed(first) != windowed(second):
         return windowed(second)
     last = next((v for v in reversed(stage.axes) if v.extent > 1), None)
@@ -303,6 +321,7 @@ def rows_come_second(stage: Stage, left: list[Var]) -> bool:
 
 
 def windowed(read: Read) -> bool:
+    """True if a dimension is read at a sum of loop variables."""
     return any(len(i.free_vars()) > 1 for i in read.index)
 
 

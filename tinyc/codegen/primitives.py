@@ -9,12 +9,29 @@ from dataclasses import replace
 from itertools import count
 
 from tinyc.diagnostics import ScheduleError
+from tinyc.ir.dtype import DType, bool_
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
-    Alloc, Apply, Const, Expr, For, If, Load, MicroKernel, Stmt, Storage, Store, Within,
-    free_vars, indices, loads, replace_storage, rewrite, statements, substitute_stmt, walk,
+    Alloc,
+    Apply,
+    Const,
+    Expr,
+    For,
+    If,
+    Load,
+    MicroKernel,
+    Stmt,
+    Storage,
+    Store,
+    Within,
+    free_vars,
+    indices,
+    loads,
+    replace_storage,
+    statements,
+    substitute_stmt,
+    walk,
 )
-from tinyc.ir.dtype import bool_
 
 
 def accesses(body: tuple[Stmt, ...]) -> Iterator[Affine]:
@@ -131,7 +148,7 @@ def accumulate_in_register(loop: For) -> tuple[Stmt, ...]:
 
     for i: x[k] += f(i)   ->   r = 0; for i: r += f(i); x[k] += r
     """
-    found = [s for s in fixed_sums(loop)]
+    found = list(fixed_sums(loop))
     if not found:
         return (loop,)
     before: list[Stmt] = []
@@ -156,7 +173,7 @@ def neutral(s: Store) -> Const:
     return Const(lowest(dtype), dtype)
 
 
-def lowest(dtype) -> int | bool:
+def lowest(dtype: DType) -> int | bool:
     """The smallest value of an integer or bool dtype."""
     if dtype.kind == "b":
         return False
@@ -185,6 +202,7 @@ def fixed_sums(loop: For) -> Iterator[Store]:
 
 
 def swap_stores(body: tuple[Stmt, ...], exchange: dict[int, Store]) -> tuple[Stmt, ...]:
+    """The body with some stores exchanged, by identity."""
     def swap(stmt: Stmt) -> Stmt:
         if isinstance(stmt, For):
             return replace(stmt, body=tuple(map(swap, stmt.body)))
@@ -253,6 +271,7 @@ def outer_sums(loop: For) -> dict[For, dict[Storage, Store]]:
 
 
 def exchange_loops(loop: For, exchange: dict[For, tuple[Stmt, ...]]) -> For:
+    """The loop with some of the loops below it replaced."""
     body: list[Stmt] = []
     for s in loop.body:
         if isinstance(s, For):
@@ -295,12 +314,12 @@ def lane_tree(scalar: Storage, v: Storage, kind: str | None) -> list[Stmt]:
     n = v.size
     while n % 2 == 0:
         n //= 2
-        l = Var(f"{v.name}h{n}", n)
-        upper = Load(v, Affine.of(l) + n)
-        out.append(For(l, (Store(v, Affine.of(l), upper, kind),), "simd"))
+        lane = Var(f"{v.name}h{n}", n)
+        upper = Load(v, Affine.of(lane) + n)
+        out.append(For(lane, (Store(v, Affine.of(lane), upper, kind),), "simd"))
     zero = Affine.const_of(0)
-    l = Var(f"{v.name}h", n)
-    out.append(For(l, (Store(scalar, zero, Load(v, Affine.of(l)), kind),)))
+    lane = Var(f"{v.name}h", n)
+    out.append(For(lane, (Store(scalar, zero, Load(v, Affine.of(lane)), kind),)))
     return out
 
 
@@ -383,6 +402,7 @@ def whole_registers(loop: For, fixed_parts: Callable[[Expr], dict[int, bool]],
 
 
 def is_fixed(e: Expr, fixed: dict[int, bool], moving: set[Var], written: set[Storage]) -> bool:
+    """True if an expression, whose operands were judged, has one value while the loop runs."""
     if isinstance(e, Load) and e.storage in written:
         return False
     if any(i.free_vars() & moving for i in indices(e)):

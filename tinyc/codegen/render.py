@@ -6,12 +6,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tinyc.ir.dtype import DType
-from tinyc.ir.index import Affine, Data, FloorDiv, Mod, Var
+from tinyc.ir.index import Affine, Atom, Data, FloorDiv, Mod, Var
 from tinyc.ir.loop import (
-    Alloc, Apply, Check, Const, Expr, For, If, Index, Load, LoopKernel, MicroKernel, Stmt, Storage,
-    Store, Within, children, walk,
+    Alloc,
+    Apply,
+    Check,
+    Const,
+    Expr,
+    For,
+    If,
+    Index,
+    Load,
+    LoopKernel,
+    MicroKernel,
+    Stmt,
+    Storage,
+    Store,
+    Within,
+    children,
+    walk,
 )
 from tinyc.ir.ops import Op
 
@@ -21,6 +37,9 @@ TYPES = {"bool": "unsigned char", "u8": "unsigned char", "i8": "signed char", "i
 
 INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: "==",
          Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LONGEST_TEXT = 160
 
@@ -126,7 +145,8 @@ class Scope:
                 return [*lines, f"{pad}{where} |= {value};{note}"]
             return [*lines, f"{pad}{where} += {value};{note}"]
         if stmt.accumulate == "max":
-            return [*lines, f"{pad}{where} = {self.maximum(where, value, stmt.storage.dtype)};{note}"]
+            most = self.maximum(where, value, stmt.storage.dtype)
+            return [*lines, f"{pad}{where} = {most};{note}"]
         return [*lines, f"{pad}{where} = {value};{note}"]
 
     def element(self, s: Storage, index: Affine, lines: list[str], pad: str) -> str:
@@ -160,7 +180,7 @@ class Scope:
         text: dict[int, str] = {}
         for e in order:
             t = self.scalar(e, text)
-            plain = isinstance(e, Const) or isinstance(e, Load) and e.storage.role == "register"
+            plain = isinstance(e, Const) or (isinstance(e, Load) and e.storage.role == "register")
             apart = uses.get(id(e), 0) > 1 or len(t) > LONGEST_TEXT or (
                 selects and isinstance(e, Load) and not e.guard)
             if e is not root and not plain and apart:
@@ -275,7 +295,7 @@ class Scope:
         joined = " + ".join(parts).replace("+ -", "- ")
         return joined if len(parts) == 1 else f"({joined})"
 
-    def term(self, atom, coeff: int, text: dict[int, str]) -> str:
+    def term(self, atom: Atom, coeff: int, text: dict[int, str]) -> str:
         if isinstance(atom, Var):
             name = self.var(atom)
         elif isinstance(atom, Data):
@@ -288,7 +308,7 @@ class Scope:
         return name if coeff == 1 else f"{coeff} * {name}" if coeff != -1 else f"-{name}"
 
 
-def float_text(value) -> str:
+def float_text(value: np.floating) -> str:
     """The shortest text that reads back as the same single-precision number."""
     text = str(value)
     return text if any(c in text for c in ".en") else text + ".0"

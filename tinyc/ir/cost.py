@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+from tinyc.ir.index import Var
 from tinyc.ir.loop import Apply, Expr, walk
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Stage, Target
@@ -27,7 +29,8 @@ def stage_work(stage: Stage) -> int:
     return stage.points() * (1 + expression_weight(stage.expr))
 
 
-def elements(axes) -> int:
+def elements(axes: Iterable[Var]) -> int:
+    """How many points variables span."""
     return math.prod(v.extent for v in axes)
 
 

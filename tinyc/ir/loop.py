@@ -1,4 +1,4 @@
-"""Loop IR: scalar expressions, statements and loop nests; what schedules rewrite and renderers print.
+"""Loop IR: scalar expressions, statements and kernels; schedules rewrite it, renderers print it.
 
 Expressions reuse the elementwise operators of the Graph IR (`Op`), so there is one scalar language.
 An array access is (storage, affine index): shapes and strides are gone at this level.
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
@@ -61,7 +61,7 @@ class Within:
 class Read:
     """An element of a stage's buffer: a load before it is known where the buffer lives."""
 
-    buf: "Buf"
+    buf: Buf
     index: tuple[Affine, ...]
     guard: tuple[Within, ...] = ()
 
@@ -96,7 +96,7 @@ class Apply:
     """op(args): an elementwise operator on scalars."""
 
     op: Op
-    args: tuple["Expr", ...]
+    args: tuple[Expr, ...]
     dtype: DType
 
 
@@ -104,13 +104,13 @@ class Apply:
 class Check:
     """`value` if 0 <= value < bound; else 0, with `site` written to the status word."""
 
-    value: "Expr"
+    value: Expr
     bound: int
     site: int
     dtype: DType
 
 
-Expr = Union[Const, Read, Load, Index, Within, Apply, Check]
+Expr = Const | Read | Load | Index | Within | Apply | Check
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -125,9 +125,9 @@ def children(expr: Expr) -> tuple[Expr, ...]:
 def indices(expr: Expr) -> tuple[Affine, ...]:
     """The index expressions of a node, its guards' included."""
     if isinstance(expr, Read):
-        return expr.index + tuple(g.index for g in expr.guard)
+        return (*expr.index, *(g.index for g in expr.guard))
     if isinstance(expr, Load):
-        return (expr.index,) + tuple(g.index for g in expr.guard)
+        return (expr.index, *(g.index for g in expr.guard))
     if isinstance(expr, (Index, Within)):
         return (expr.index,)
     return ()
@@ -168,8 +168,9 @@ def _rebuild(expr: Expr, memo: Mapping[int, Expr], index: Callable[[Affine], Aff
         return replace(expr, index=fresh(expr.index))
     if isinstance(expr, (Read, Load)):
         guard = tuple(replace(g, index=fresh(g.index)) for g in expr.guard)
-        at = tuple(map(fresh, expr.index)) if isinstance(expr, Read) else fresh(expr.index)
-        return replace(expr, index=at, guard=guard)
+        if isinstance(expr, Read):
+            return Read(expr.buf, tuple(map(fresh, expr.index)), guard)
+        return Load(expr.storage, fresh(expr.index), guard)
     return expr
 
 
@@ -181,6 +182,13 @@ def substitute(root: Expr, mapping: Mapping[Var, Affine]) -> Expr:
 def substitute_index(index: Affine, mapping: Mapping[Var, Affine]) -> Affine:
     """An index with variables replaced, inside its data-dependent parts too."""
     return index.map_data(lambda e: substitute(e, mapping)).substitute(mapping)
+
+
+def substitute_load(load: Load, mapping: Mapping[Var, Affine]) -> Load:
+    """A load with variables replaced."""
+    fresh = substitute(load, mapping)
+    assert isinstance(fresh, Load)
+    return fresh
 
 
 def free_vars(root: Expr) -> frozenset[Var]:
@@ -226,7 +234,7 @@ class For:
     """
 
     var: Var
-    body: tuple["Stmt", ...]
+    body: tuple[Stmt, ...]
     kind: str = "serial"
     limit: Affine | None = None
 
@@ -236,7 +244,7 @@ class If:
     """Guarded statements."""
 
     cond: Expr
-    body: tuple["Stmt", ...]
+    body: tuple[Stmt, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +260,7 @@ class Contraction:
     a: Load
     b: Load
     tile: Storage
-    body: tuple["Stmt", ...]
+    body: tuple[Stmt, ...]
     note: str = ""
 
 
@@ -277,7 +285,7 @@ class MicroKernel:
     b_stride: int
 
 
-Stmt = Union[Store, Alloc, For, If, Contraction, MicroKernel]
+Stmt = Store | Alloc | For | If | Contraction | MicroKernel
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -308,16 +316,17 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
                        value=substitute(stmt.value, mapping))
     if isinstance(stmt, For):
         limit = None if stmt.limit is None else stmt.limit.substitute(mapping)
-        return replace(stmt, limit=limit, body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
+        body = tuple(substitute_stmt(s, mapping) for s in stmt.body)
+        return replace(stmt, limit=limit, body=body)
     if isinstance(stmt, If):
         return If(substitute(stmt.cond, mapping),
                   tuple(substitute_stmt(s, mapping) for s in stmt.body))
     if isinstance(stmt, MicroKernel):
         return replace(stmt, at=stmt.at.substitute(mapping),
-                       first=stmt.first.substitute(mapping), a=substitute(stmt.a, mapping),
-                       b=substitute(stmt.b, mapping))
+                       first=stmt.first.substitute(mapping), a=substitute_load(stmt.a, mapping),
+                       b=substitute_load(stmt.b, mapping))
     if isinstance(stmt, Contraction):
-        return replace(stmt, a=substitute(stmt.a, mapping), b=substitute(stmt.b, mapping),
+        return replace(stmt, a=substitute_load(stmt.a, mapping), b=substitute_load(stmt.b, mapping),
                        body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
     return stmt
 
@@ -341,7 +350,8 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
         if isinstance(stmt, If):
             return If(rewrite(stmt.cond, leaf, lambda a: a), tuple(map(swap, stmt.body)))
         if isinstance(stmt, MicroKernel):
-            return replace(stmt, a=leaf(stmt.a), b=leaf(stmt.b))
+            a, b = (replace(x, storage=fresh.get(x.storage, x.storage)) for x in (stmt.a, stmt.b))
+            return replace(stmt, a=a, b=b)
         return stmt
 
     return tuple(map(swap, body))

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from tinyc.diagnostics import Remark
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Expr, LoopKernel, Read, Storage
+from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage
 from tinyc.ir.node import Node
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Stage:
     reads: list[Read]
     members: tuple[Node, ...]
     target: tuple[Affine, ...] = ()
-    producers: list["Stage"] = field(default_factory=list)
-    after: list["Stage"] = field(default_factory=list)
+    producers: list[Stage] = field(default_factory=list)
+    after: list[Stage] = field(default_factory=list)
     hoist: Var | None = None
 
     @property
@@ -81,10 +81,17 @@ class Stage:
     def name(self) -> str:
         return f"{self.node.op.name.lower()}{self.number}"
 
+    def operands(self) -> tuple[Read, Read]:
+        """The two reads that a contraction multiplies."""
+        assert isinstance(self.expr, Apply)
+        first, second = self.expr.args
+        assert isinstance(first, Read) and isinstance(second, Read)
+        return first, second
+
     def sides(self) -> tuple[list[Var], list[Var], list[Var], list[Var]]:
         """A contraction's variables without the hoisted one: (only in the first operand, only in
         the second, in both, contracted)."""
-        first, second = (read_vars(r) for r in self.expr.args)
+        first, second = (read_vars(r) for r in self.operands())
         free = [v for v in self.axes if v is not self.hoist]
         left = [v for v in free if v in first and v not in second]
         right = [v for v in free if v in second and v not in first]
@@ -123,10 +130,10 @@ class Loop:
     """A loop that the stages below share."""
 
     var: Var
-    body: list["Tree"]
+    body: list[Tree]
 
 
-Tree = Union[Loop, Leaf]
+Tree = Loop | Leaf
 
 
 @dataclass(eq=False)
@@ -242,7 +249,7 @@ class Program:
         """Bytes that kernels read and write outside their own scratch."""
         return sum(k.bytes_moved for k in self.kernels)
 
-    def kernel_graph(self) -> "networkx.DiGraph":
+    def kernel_graph(self) -> networkx.DiGraph:
         """Kernels as nodes, an edge where one reads what another writes."""
         import networkx
 

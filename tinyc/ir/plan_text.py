@@ -2,8 +2,22 @@
 from __future__ import annotations
 
 from tinyc.ir.loop import (
-    Alloc, Apply, Check, Const, Contraction, Expr, For, If, Index, Load, LoopKernel, MicroKernel,
-    Read, Stmt, Store, Within,
+    Alloc,
+    Apply,
+    Check,
+    Const,
+    Contraction,
+    Expr,
+    For,
+    If,
+    Index,
+    Load,
+    LoopKernel,
+    MicroKernel,
+    Read,
+    Stmt,
+    Store,
+    Within,
 )
 from tinyc.ir.plan import Leaf, Nest, Plan, Stage, Tree
 
@@ -27,6 +41,7 @@ def stage_text(stage: Stage) -> str:
 
 
 def nest_text(nest: Nest) -> str:
+    """The loop trees of a kernel, its finish last."""
     lines = [f"kernel {nest.number}"]
     for tree in nest.body:
         lines += tree_lines(tree, 1)
@@ -38,6 +53,7 @@ def nest_text(nest: Nest) -> str:
 
 
 def tree_lines(tree: Tree, depth: int) -> list[str]:
+    """A loop tree, one line for each loop and stage."""
     pad = "  " * depth
     if isinstance(tree, Leaf):
         return [pad + stage_text(tree.stage),
@@ -58,10 +74,12 @@ def kernel_text(kernel: LoopKernel) -> str:
 
 
 def block_lines(body: tuple[Stmt, ...], depth: int) -> list[str]:
+    """Statements, indented."""
     return [line for stmt in body for line in statement_lines(stmt, depth)]
 
 
 def statement_lines(stmt: Stmt, depth: int) -> list[str]:
+    """One statement, what it holds below it."""
     pad = "  " * depth
     if isinstance(stmt, Store):
         sign = {None: "=", "sum": "+=", "max": "max="}[stmt.accumulate]

@@ -1,0 +1,1 @@
+"""Scheduling: stages, fusion, array contraction, the memory plan."""

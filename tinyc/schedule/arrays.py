@@ -79,7 +79,7 @@ def shrink(plan: Plan, stage: Stage, users: list[Stage], where: dict[Stage, Wher
         dropped = shared_axes(plan, stage, users, where)
     kept = [d for d, v in enumerate(stage.axes) if v not in dropped and v.extent > 1]
     size = math.prod(stage.axes[d].extent for d in kept)
-    if stage.axes and not dropped or size * stage.dtype.itemsize > target.l2:
+    if (stage.axes and not dropped) or size * stage.dtype.itemsize > target.l2:
         return False
     shrink_buf(stage.buf, kept, size)
     return True

@@ -31,6 +31,8 @@ class Shared:
 
 @dataclass
 class Fuser:
+    """What fusion knows: the nest and the shared loops of every stage placed so far."""
+
     plan: Plan
     target: Target
     home: dict[Stage, Nest] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class Fuser:
     touching: dict[Buf, list[Stage]] = field(default_factory=dict)
     consumers: Counter[Stage] = field(default_factory=Counter)
 
-    def refuse(self, stage: Stage, reason: str, **terms: object) -> None:
+    def refuse(self, stage: Stage, reason: str, **terms: int) -> None:
         self.remarks.append(Remark("missed", "fuse", stage.name, reason, stage.node.origin,
                                    dict(terms)))
 
@@ -117,6 +119,7 @@ def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
 
 
 def settle(f: Fuser, nest: Nest, stage: Stage, mapping: dict[Var, Var]) -> None:
+    """Note where a stage is and which loops it shares."""
     f.home[stage] = nest
     f.mapping[stage] = mapping
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyc.ir.loop import (
-    Contraction, If, LoopKernel, MicroKernel, Storage, Store, loads, replace_storage, statements,
+    Contraction,
+    Expr,
+    If,
+    LoopKernel,
+    MicroKernel,
+    Storage,
+    Store,
+    loads,
+    replace_storage,
+    statements,
 )
 from tinyc.ir.plan import Plan
 
@@ -25,7 +34,7 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
     reads: dict[Storage, None] = {}
     writes: dict[Storage, None] = {}
 
-    def use(expr) -> None:
+    def use(expr: Expr) -> None:
         reads.update((load.storage, None) for load in loads(expr))
 
     for stmt in statements(kernel.body + kernel.finish):
@@ -72,6 +81,7 @@ def reuse_in_place(plan: Plan) -> None:
 
 
 def fits(old: Storage, new: Storage) -> bool:
+    """True if one storage can take the place of another."""
     return old.size == new.size and old.dtype is new.dtype
 
 
@@ -112,6 +122,7 @@ def plan_memory(plan: Plan) -> None:
 
 
 def padded(nbytes: int) -> int:
+    """Bytes rounded up to the alignment."""
     return -(-nbytes // ALIGN) * ALIGN
 
 

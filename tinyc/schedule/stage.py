@@ -46,7 +46,7 @@ class Inlined:
 
 
 def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set[Node]:
-    """The nodes whose values get memory (or, inside one nest, a register or scratch) of their own."""
+    """The nodes whose values are stored: in memory or, inside one nest, a register or scratch."""
     stored = {n for n in order if n.op in ALWAYS_STORED}
     stored.update(n for n in outputs if n.op is not Op.ASSIGN)
     for n in order:
@@ -87,6 +87,7 @@ def strip_views(n: Node) -> Node:
 
 
 def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inlined:
+    """What a node costs where it is used, from the costs of its sources."""
     if n in stored or n.op in LEAVES or n.op is Op.ASSIGN:
         return Inlined(reduced=n.op in (Op.REDUCE, Op.CONTRACT))
     below = [costs[s] for s in n.src]
@@ -94,12 +95,13 @@ def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inli
     return Inlined(
         size=min(own + sum(c.size for c in below), 10_000),
         depth=1 + max((c.depth for c in below), default=0),
-        heavy=n.op in HEAVY and n.dtype.kind == "f" or any(c.heavy for c in below),
+        heavy=(n.op in HEAVY and n.dtype.kind == "f") or any(c.heavy for c in below),
         reduced=n.op not in VIEWS and any(c.reduced for c in below),
     )
 
 
 def must_store(n: Node, cost: Inlined, users: int) -> bool:
+    """True if a value is better stored than computed again where it is used."""
     if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0:
         return False
     if cost.size > SINGLE_LIMIT or cost.depth > DEPTH_LIMIT:
@@ -111,6 +113,7 @@ def must_store(n: Node, cost: Inlined, users: int) -> bool:
 
 
 def size_of(n: Node) -> int:
+    """Number of elements."""
     return math.prod(n.shape)
 
 
@@ -136,10 +139,15 @@ def contract_base(operand: Node) -> Node:
 
 
 def row_major_address(shape: tuple[int, ...], idx: tuple[Affine, ...]) -> Affine:
+    """The flat index into a dense array."""
     flat = Affine.const_of(0)
     for stride, i in zip(row_major(shape), idx):
         flat = flat + i * stride
     return flat
+
+
+# (reduction variables, kind, expression)
+Body = tuple[tuple[Var, ...], str, Expr]
 
 
 # -- stages --------------------------------------------------------------------------------------
@@ -194,12 +202,13 @@ def build_stages(plan: Plan, fuse: bool) -> None:
 
 
 def dense(storage: Storage, shape: tuple[int, ...]) -> Buf:
+    """A whole storage as a dense array."""
     return Buf(storage, shape, row_major(shape))
 
 
 def place_outputs(b: Builder, outputs: tuple[Node, ...]) -> None:
     """Fresh outputs get argument slots; a stored output is computed straight into its slot."""
-    specs = []
+    specs: list[OutputSpec | None] = []
     for i, out in enumerate(outputs):
         if out.op is Op.ASSIGN:
             specs.append(None)
@@ -238,6 +247,7 @@ def region(whole: Buf, attrs: tuple) -> Buf:
 
 
 def users_of(order: list[Node]) -> dict[Node, list[Node]]:
+    """The nodes that read each node."""
     users: dict[Node, list[Node]] = {n: [] for n in order}
     for n in order:
         for s in n.src:
@@ -297,7 +307,7 @@ def try_place(b: Builder, value: Node, where: Buf) -> bool:
         where = Buf(where.storage, value.shape, row_major(value.shape), where.offset)
     if value.op in LEAVES or value.op in VIEWS or value.op is Op.ASSIGN or value in b.place:
         return False
-    if value.shape != where.shape or value.op is Op.CAT and not is_dense(where):
+    if value.shape != where.shape or (value.op is Op.CAT and not is_dense(where)):
         return False
     b.stored.add(value)
     b.place[value] = where
@@ -305,6 +315,7 @@ def try_place(b: Builder, value: Node, where: Buf) -> bool:
 
 
 def is_dense(buf: Buf) -> bool:
+    """True if a region is contiguous, in row-major order."""
     return buf.strides == row_major(buf.shape)
 
 
@@ -331,12 +342,14 @@ def pieces(whole: Buf, cat: Node) -> list[tuple[Node, Buf]]:
 
 
 def store_value(b: Builder, n: Node) -> None:
+    """A stage for a stored node, in its place or in the arena."""
     if n not in b.place:
         b.place[n] = dense(b.storage(n, "arena"), n.shape)
     add_stage(b, n, b.place[n])
 
 
 def store_cat(b: Builder, n: Node) -> None:
+    """Stages for the pieces of a concatenation that are not computed in their places."""
     whole = b.place[n]
     for piece, where in pieces(whole, n):
         add_writers(b, whole, write_into(b, piece, where))
@@ -354,11 +367,13 @@ def write_into(b: Builder, value: Node, where: Buf) -> list[Stage]:
 
 
 def same_place(a: Buf, b: Buf) -> bool:
+    """True if two buffers are the same elements in the same order."""
     return a.storage is b.storage and a.offset == b.offset and (
-        a.strides == b.strides or is_dense(a) and is_dense(b))
+        a.strides == b.strides or (is_dense(a) and is_dense(b)))
 
 
 def store_assign(b: Builder, n: Node) -> None:
+    """Stages that store an assigned value; the node is read as the whole buffer afterwards."""
     target, value = n.src
     where = b.regions[n]
     full = where.shape == n.shape and is_dense(where)
@@ -377,10 +392,12 @@ def store_assign(b: Builder, n: Node) -> None:
 
 
 def add_writers(b: Builder, buf: Buf, stages: list[Stage]) -> None:
+    """Note the stages that write a buffer."""
     b.writers.setdefault(buf, []).extend(s for s in stages if s not in b.writers.get(buf, ()))
 
 
 def copy_remaining_outputs(b: Builder) -> None:
+    """Copy the outputs that were not computed into their slots."""
     for out, where in b.copies:
         add_copy(b, out, where)
 
@@ -394,6 +411,7 @@ def add_copy(b: Builder, value: Node, where: Buf) -> Stage:
 
 
 def add_stage(b: Builder, n: Node, where: Buf) -> Stage:
+    """A stage that computes a stored node."""
     axes = tuple(b.var(d) for d in n.shape)
     idx = tuple(Affine.of(v) for v in axes)
     reader = Reader(b)
@@ -403,7 +421,7 @@ def add_stage(b: Builder, n: Node, where: Buf) -> Stage:
     return finish_stage(b, n, where, axes, red, kind, expr, reader)
 
 
-def body_of(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
+def body_of(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) -> Body:
     """(reduction variables, kind, expression) of a stored node at an index."""
     if n.op is Op.REDUCE:
         kind, axes = n.attrs
@@ -421,7 +439,7 @@ def body_of(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
     return (), "map", reader.computed(n, idx, ())
 
 
-def fold_body(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
+def fold_body(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) -> Body:
     """out[p] = sum over k of src[(p - k*dilation) / stride, k] where that is a whole index."""
     axis, _, stride, dilation = n.attrs
     src = n.src[0]
@@ -436,7 +454,8 @@ def fold_body(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
     return (k,), "sum", reader.guarded(src, at, guard)
 
 
-def contract_body(b: Builder, reader: "Reader", n: Node, idx: tuple[Affine, ...]):
+def contract_body(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) -> Body:
+    """A contraction as a sum of products; in blocks if that pays."""
     la, lb, lo = n.attrs
     env = dict(zip(lo, idx))
     red: list[Var] = []
@@ -468,10 +487,11 @@ def is_blockable(n: Node, a: Expr, c: Expr) -> bool:
 
 
 def linear(read: Read) -> bool:
+    """True if a read moves linearly through memory."""
     return read.buf.address(read.index).is_linear()
 
 
-def scatter_stage(b: Builder, n: Node, where: Buf, reader: "Reader") -> Stage:
+def scatter_stage(b: Builder, n: Node, where: Buf, reader: Reader) -> Stage:
     """Loops over the updates; each is added at an index that is read from memory."""
     axis, size = n.attrs
     updates, index = n.src
@@ -487,7 +507,8 @@ def scatter_stage(b: Builder, n: Node, where: Buf, reader: "Reader") -> Stage:
 
 
 def finish_stage(b: Builder, n: Node, where: Buf, axes: tuple[Var, ...], red: tuple[Var, ...],
-                 kind: str, expr: Expr, reader: "Reader") -> Stage:
+                 kind: str, expr: Expr, reader: Reader) -> Stage:
+    """Register a stage: its reads, members and producers."""
     stage = Stage(len(b.plan.stages), n, where, axes, red, kind, expr, reader.reads,
                   tuple(reader.members))
     stage.producers = list(dict.fromkeys(
@@ -534,12 +555,13 @@ class Reader:
             return self.read(buf, idx, guard)
         return self.computed(n, idx, guard)
 
-    def read(self, buf: Buf, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Read:
+    def read(self, buf: Buf, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
         key = (buf, idx, guard)
         found = self.memo.get(key)
         if found is None:
-            found = self.memo[key] = Read(buf, idx, guard)
-            self.reads.append(found)
+            fresh = Read(buf, idx, guard)
+            self.reads.append(fresh)
+            found = self.memo[key] = fresh
         return found
 
     def computed(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
@@ -584,7 +606,8 @@ class Reader:
         x, index = n.src
         rank = len(index.shape)
         at = self.checked(index, idx[axis:axis + rank], x.shape[axis], n, guard)
-        source = (*idx[:axis], Affine.of(Data(at, x.shape[axis], free_vars(at))), *idx[axis + rank:])
+        found = Affine.of(Data(at, x.shape[axis], free_vars(at)))
+        source = (*idx[:axis], found, *idx[axis + rank:])
         return self.value(x, source, guard)
 
     def checked(self, index: Node, idx: tuple[Affine, ...], bound: int, user: Node,
