@@ -162,7 +162,9 @@ class Builder:
     place: dict[Node, Buf] = field(default_factory=dict)
     regions: dict[Node, Buf] = field(default_factory=dict)
     copies: list[tuple[Node, Buf]] = field(default_factory=list)
-    overwrites: list[tuple[Buf, list[Stage]]] = field(default_factory=list)
+    overwrites: list[tuple[set[Buf], list[Stage]]] = field(default_factory=list)
+    in_place: set[Node] = field(default_factory=set)
+    parts: dict[Buf, list[Buf]] = field(default_factory=dict)
     writers: dict[Buf, list[Stage]] = field(default_factory=dict)
     slots: dict[int, Storage] = field(default_factory=dict)
     names: int = 0
@@ -198,7 +200,7 @@ def build_stages(plan: Plan, fuse: bool) -> None:
             store_value(b, n)
     copy_remaining_outputs(b)
     add_write_after_read(b)
-    plan.stages = ordered(plan.stages)
+    plan.stages = ordered(without_empty(plan.stages))
 
 
 def dense(storage: Storage, shape: tuple[int, ...]) -> Buf:
@@ -235,7 +237,8 @@ def place_assigns(b: Builder, order: list[Node]) -> None:
     users = users_of(order)
     for n in order:
         if n.op is Op.ASSIGN and can_compute_in_place(b, n, users):
-            try_place(b, n.src[1], b.regions[n])
+            if try_place(b, n.src[1], b.regions[n]):
+                b.in_place.add(n)
 
 
 def region(whole: Buf, attrs: tuple) -> Buf:
@@ -267,7 +270,7 @@ def can_compute_in_place(b: Builder, assign: Node, users: dict[Node, list[Node]]
                 stack.append(user)
     if any(u in after and u is not value for u in readers_through_views(target, users)):
         return False
-    return only_aligned_reads(b, value, target)
+    return only_aligned_reads(b, value, target, b.regions[assign])
 
 
 def readers_through_views(target: Node, users: dict[Node, list[Node]]) -> list[Node]:
@@ -282,8 +285,8 @@ def readers_through_views(target: Node, users: dict[Node, list[Node]]) -> list[N
     return out
 
 
-def only_aligned_reads(b: Builder, value: Node, target: Node) -> bool:
-    """True if `value`, up to stored values, reads `target` at no view and through no reducer."""
+def only_aligned_reads(b: Builder, value: Node, target: Node, where: Buf) -> bool:
+    """True if `value` reads nothing of the buffer but `target`, and that at its own index."""
     seen: set[Node] = set()
     stack = [value]
     while stack:
@@ -291,13 +294,19 @@ def only_aligned_reads(b: Builder, value: Node, target: Node) -> bool:
         if n in seen:
             continue
         seen.add(n)
-        aligned = OPS[n.op].family == "elementwise" and n.shape == target.shape
+        aligned = OPS[n.op].family == "elementwise" and n.shape == target.shape and is_dense(where)
         for s in n.src:
-            if s is target and not aligned:
+            if lives_in(b, s, where) and not (s is target and aligned):
                 return False
             if s not in b.stored and s is not target:
                 stack.append(s)
     return True
+
+
+def lives_in(b: Builder, n: Node, where: Buf) -> bool:
+    """True if the value of `n` stands, or stood, in the storage of `where`."""
+    place = b.regions.get(n) or b.place.get(n)
+    return place is not None and place.storage is where.storage
 
 
 def try_place(b: Builder, value: Node, where: Buf) -> bool:
@@ -373,12 +382,12 @@ def same_place(a: Buf, b: Buf) -> bool:
 
 
 def store_assign(b: Builder, n: Node) -> None:
-    """Stages that store an assigned value; the node is read as the whole buffer afterwards."""
     target, value = n.src
     where = b.regions[n]
+    old = b.place[target]
     full = where.shape == n.shape and is_dense(where)
-    written = write_into(b, value, where)
-    before = b.writers.get(b.place[target], [])
+    written = overwrite(b, n, where)
+    before = b.writers.get(old, [])
     for w in written:
         w.after.extend(s for s in before if s is not w)
     if full and written and written[0].buf.shape == n.shape:
@@ -388,7 +397,32 @@ def store_assign(b: Builder, n: Node) -> None:
         add_writers(b, whole, before)
         add_writers(b, whole, written)
     b.place[n] = whole
-    b.overwrites.append((b.place[target], written))
+    b.overwrites.append(({old, *b.parts.get(old, ())}, written))
+    b.parts[whole] = [*b.parts.get(old, ()), *(w.buf for w in written)]
+
+
+def overwrite(b: Builder, assign: Node, where: Buf) -> list[Stage]:
+    """The stages that store an ASSIGN's value; by way of a copy if it reads other old elements."""
+    target, value = assign.src
+    if assign in b.in_place:
+        while value not in b.place:
+            value = value.src[0]
+        return b.writers[b.place[value]]
+    if value is target:
+        return []
+    reader = Reader(b)
+    axes = tuple(b.var(d) for d in value.shape)
+    idx = tuple(Affine.of(v) for v in axes)
+    expr = reader.value(value, idx, ())
+    if any(r.buf.storage is where.storage and
+           (r.buf is not b.place[target] or r.buf.address(r.index) != where.address(idx))
+           for r in reader.reads):
+        kept = dense(b.storage(value, "arena"), value.shape)
+        finish_stage(b, value, kept, axes, (), "map", expr, reader)
+        reader = Reader(b)
+        axes = tuple(b.var(d) for d in value.shape)
+        expr = reader.read(kept, tuple(Affine.of(v) for v in axes), ())
+    return [finish_stage(b, value, where, axes, (), "map", expr, reader)]
 
 
 def add_writers(b: Builder, buf: Buf, stages: list[Stage]) -> None:
@@ -640,10 +674,21 @@ def add_write_after_read(b: Builder) -> None:
     for old, writers in b.overwrites:
         writing = set(writers)
         for stage in b.plan.stages:
-            if stage in writing or all(r.buf is not old for r in stage.reads):
+            if stage in writing or all(r.buf not in old for r in stage.reads):
                 continue
             for w in writers:
                 w.after.append(stage)
+
+
+def without_empty(stages: list[Stage]) -> list[Stage]:
+    """The stages that store at least one element."""
+    kept = [s for s in stages if 0 not in s.buf.shape]
+    if len(kept) < len(stages):
+        there = set(kept)
+        for s in kept:
+            s.producers = [p for p in s.producers if p in there]
+            s.after = [p for p in s.after if p in there]
+    return kept
 
 
 def ordered(stages: list[Stage]) -> list[Stage]:
