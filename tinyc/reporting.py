@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +105,11 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 def native_runs(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> list[tuple[NativeExecutable, Sequence[Buffer]]]:
-    """Call a function, compute the tensors it returns, and return which programs ran on what."""
+    """Call a function, compute the tensors it returns, and return which programs ran on what.
+
+    Arguments that are not computed yet are computed before: they are not the function's work.
+    """
+    _realize([*args, *kwargs.values()])
     with compiler.observe() as runs:
         _realize(fn(*args, **kwargs))
     found: list[tuple[NativeExecutable, Sequence[Buffer]]] = []
@@ -226,12 +229,11 @@ def _compare_run(
             if repeat:  # the first round warms up
                 samples[fuse].append(times)
     medians = {fuse: np.median(samples[fuse], axis=0) / 1e3 for fuse in samples}
-    totals = {fuse: statistics.median(s.sum() for s in samples[fuse]) / 1e3 for fuse in samples}
     fused, unfused = ways[True].program, ways[False].program
     return Comparison(
         kernels=tuple(_pair(fused, medians[True], unfused, medians[False])),
-        fused_us=float(totals[True]),
-        unfused_us=float(totals[False]),
+        fused_us=float(medians[True].sum()),
+        unfused_us=float(medians[False].sum()),
         fused_flops=fused.flops,
         unfused_flops=unfused.flops,
         repeats=repeats,
