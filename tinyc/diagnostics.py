@@ -116,7 +116,10 @@ def _line_of(frame: FrameType) -> Origin:
 
 
 def _is_inside(filename: str) -> bool:
-    return not filename.startswith("<") and os.path.abspath(filename).startswith(_PACKAGE)
+    path = os.path.abspath(filename)
+    # the console command's own functions are a user of the package
+    own = path.startswith(_PACKAGE) and path != _PACKAGE + "__main__.py"
+    return own and not filename.startswith("<")
 
 
 def format_origin(origin: Origin | None) -> str:
