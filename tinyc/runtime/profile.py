@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyc import config
 from tinyc.diagnostics import Origin, debug_line, format_origin
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ class Profile:
 
 
 _profile: Profile | None = None
+
+
+def wanted() -> bool:
+    """Tell whether the times of kernels are to be shown."""
+    return config.current().debug.level >= 2
 
 
 def run_shown(program: Program, run: Callable[[np.ndarray], None]) -> None:
