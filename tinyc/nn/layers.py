@@ -78,21 +78,25 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """In training zero each value with probability ``p`` and scale the rest by 1/(1-p)."""
+    """In training zero each value with probability ``p`` and scale the rest by 1/(1-p).
 
-    def __init__(self, p: float = 0.5) -> None:
+    ``inplace`` is taken as in PyTorch and changes no value: memory is reused by plan anyway.
+    """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"Dropout: p must be in 0..1, not {p}")
         self.p = p
+        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input, with values dropped when training."""
         return F.dropout(input, self.p, self.training)
 
     def extra_repr(self) -> str:
-        """Return the probability."""
-        return f"p={self.p}"
+        """Return the arguments, as PyTorch has it."""
+        return f"p={self.p}, inplace={self.inplace}"
 
 
 class Flatten(Module):

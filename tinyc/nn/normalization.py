@@ -43,6 +43,8 @@ class _BatchNorm(Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_features = num_features
@@ -52,7 +54,7 @@ class _BatchNorm(Module):
         self.track_running_stats = track_running_stats
         shape = (num_features,)
         self.weight = Parameter(_ones(shape)) if affine else None
-        self.bias = Parameter(_zeros(shape)) if affine else None
+        self.bias = Parameter(_zeros(shape)) if affine and bias else None
         tracked = track_running_stats
         self.register_buffer("running_mean", Tensor(_zeros(shape)) if tracked else None)
         self.register_buffer("running_var", Tensor(_ones(shape)) if tracked else None)
@@ -91,7 +93,7 @@ class _BatchNorm(Module):
         """Return the arguments, as PyTorch has it."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
         )
 
 
@@ -148,5 +150,5 @@ class LayerNorm(Module):
         """Return the arguments, as PyTorch has it."""
         return (
             f"{self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}"
+            f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
         )
