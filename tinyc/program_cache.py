@@ -80,7 +80,7 @@ def load(key: str, outputs: Sequence[Node], leaves: Sequence[Node]) -> Program |
         if fits(program, outputs, leaves):
             return program
         problem = "the program of another graph"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     warn_once("cache entry", f"rebuilding a damaged entry of the cache: {entry}: {problem}")
     cache.discard(key)

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -46,6 +47,7 @@ FAMILY_FLAGS = {
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 LIBRARY = "program.so"
 SOURCE = "program.c"
+_COMMENT = re.compile(r"\s*//.*")
 PROBE = "long tinyc_probe(void) { return 42; }\n"
 PROBE_SECONDS = 30.0
 COMPILE_SECONDS = 600.0
@@ -295,10 +297,14 @@ def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
 
 
 def library_key(unit: Unit, compiler: Compiler) -> str:
-    """Return the key of a unit: everything that its library depends on."""
+    """Return the key of a unit: everything that its library depends on.
+
+    Comments are left out: they name lines of the user, which move without any other change.
+    """
     flags = compiler.flags(unit.libm)
     command = shlex.join(compiler.command)
-    return make_key("library", unit.source, *flags, command, compiler.version, cpu_features())
+    source = _COMMENT.sub("", unit.source)
+    return make_key("library", source, *flags, command, compiler.version, cpu_features())
 
 
 def _compile_wave(
