@@ -23,7 +23,7 @@ from tinyc.runtime.device import default_device, get_device
 
 # What only a compilation, the evaluator or a check needs is imported there.
 if TYPE_CHECKING:
-    from tinyc.ir.plan import Program, Target
+    from tinyc.ir.program import Program, Target
 
 # -- running -------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: st
 
 def host_target() -> Target:
     """The CPU that runs: its vector width decides the register tile."""
-    from tinyc.ir.cost import CPU
+    from tinyc.ir.program import CPU
     from tinyc.runtime.toolchain import float_lanes
 
     lanes = float_lanes()

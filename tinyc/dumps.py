@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tinyc.diagnostics import Origin
-from tinyc.ir.plan import Program
+from tinyc.ir.program import Program
 
 _numbers = itertools.count()
 

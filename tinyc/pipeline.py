@@ -15,11 +15,14 @@ from tinyc.codegen import c, cpu
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
 from tinyc.diagnostics import debug_line, emit
+from tinyc.ir.build import materialize
 from tinyc.ir.lift import lift
 from tinyc.ir.node import Node, toposort
-from tinyc.ir.plan import Nest, Plan, Program, Target
+from tinyc.ir.ops import Op
+from tinyc.ir.plan import Nest, Plan
 from tinyc.ir.plan_text import plan_text
 from tinyc.ir.printer import to_text
+from tinyc.ir.program import Program, Target
 from tinyc.ir.simplify import simplify
 from tinyc.ir.verify import verify
 from tinyc.schedule.arrays import contract_arrays
@@ -98,6 +101,7 @@ def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
             verify(outputs)
         if shows:
             text = show_change(done, p.name, text, to_text(outputs))
+    outputs = tuple(fresh(old, new) for old, new in zip(done.outputs, outputs))
     plan = done.plan = Plan(outputs, leaves, [])
     done.graph = outputs
     for p in PLAN:
@@ -107,6 +111,11 @@ def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     for remark in plan.remarks:
         emit(remark)
     return done
+
+
+def fresh(old: Node, new: Node) -> Node:
+    """An output that rules have made a state keeps a result of its own."""
+    return materialize(new) if new.op is Op.ASSIGN and old.op is not Op.ASSIGN else new
 
 
 def timed(done: Compilation, p: Pass, value: Any, target: Target) -> Any:

@@ -20,7 +20,7 @@ from tinyc import config
 from tinyc.diagnostics import Origin, format_origin, warn_once
 from tinyc.ir.node import Node, canonical_key, toposort
 from tinyc.ir.ops import Op
-from tinyc.ir.plan import KernelInfo, OutputSpec, Program, Site, Target
+from tinyc.ir.program import KernelInfo, OutputSpec, Program, Site, Target
 from tinyc.runtime.cache import disk_cache, make_key
 from tinyc.version import __version__
 

@@ -11,7 +11,7 @@ import numpy as np
 from tinyc import compiler, config
 from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import Remark, format_origin
-from tinyc.ir.plan import KernelInfo, Program
+from tinyc.ir.program import KernelInfo, Program
 from tinyc.runtime.buffer import Buffer
 from tinyc.tensor import Tensor
 

@@ -7,7 +7,7 @@ import pytest
 
 from tinyc import config, diagnostics
 from tinyc.codegen.c import RUNTIME
-from tinyc.ir.plan import KernelInfo, Program, Site
+from tinyc.ir.program import KernelInfo, Program, Site
 from tinyc.runtime import cache as cache_module
 from tinyc.runtime.cache import DiskCache, disk_cache
 

@@ -11,7 +11,7 @@ import pytest
 from tinyc import config
 from tinyc.diagnostics import BoundsError, CompileError
 from tinyc.ir.dtype import f32, f64, i64
-from tinyc.ir.plan import Site
+from tinyc.ir.program import Site
 from tinyc.runtime.cpu import CpuDevice, cgroup_cpus, cpu_count
 from tinyc.runtime.device import DeviceError, get_device
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinyc import config
-from tinyc.ir.plan import KernelInfo, Program
+from tinyc.ir.program import KernelInfo, Program
 from tinyc.runtime import profile
 
 

@@ -23,7 +23,8 @@ from tinyc.ir.loop import (
     substitute_index,
     substitute_stmt,
 )
-from tinyc.ir.plan import Stage, Target
+from tinyc.ir.plan import Stage
+from tinyc.ir.program import Target
 
 FLOPS_PER_CHUNK = 1 << 20
 ONE_VECTOR_ROWS = 8

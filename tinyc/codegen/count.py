@@ -16,8 +16,9 @@ from tinyc.ir.loop import (
     walk,
 )
 from tinyc.ir.ops import OPS, Op
-from tinyc.ir.plan import KernelInfo, Nest, Stage
+from tinyc.ir.plan import Nest, Stage
 from tinyc.ir.plan_text import kernel_text
+from tinyc.ir.program import KernelInfo
 
 FREE = (Op.CAST, Op.BITCAST, Op.WHERE)
 

@@ -7,7 +7,7 @@ from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, transform
-from tinyc.ir.plan import Target
+from tinyc.ir.program import Target
 
 SUM_BLOCK = 4096
 UNROLL_SUM = 8

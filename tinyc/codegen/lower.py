@@ -21,7 +21,8 @@ from tinyc.ir.loop import (
     Store,
     rewrite,
 )
-from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, row_major, stages_of
+from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, row_major, stages_of
+from tinyc.ir.program import Target
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What things cost: operator weights, work of a stage, and the constants of a target."""
+"""What things cost: operator weights and the work of a stage."""
 from __future__ import annotations
 
 import math
@@ -7,16 +7,13 @@ from collections.abc import Iterable
 from tinyc.ir.index import Var
 from tinyc.ir.loop import Apply, Expr, walk
 from tinyc.ir.ops import Op
-from tinyc.ir.plan import Stage, Target
+from tinyc.ir.plan import Stage
 
 # Operations of a multiply-add pipe that one scalar operator is worth.
 WEIGHT = {
     Op.DIV: 6, Op.SQRT: 6, Op.IDIV: 12, Op.MOD: 12, Op.EXP: 12, Op.LOG: 14, Op.SIN: 14,
     Op.COS: 14, Op.TANH: 16, Op.ERF: 16, Op.POW: 30,
 }
-
-CPU = Target(name="cpu", lanes=8, registers=16, tile_rows=6, l1=32 << 10, l2=1 << 20, chunks=8,
-             serial_work=1 << 15, private_bytes=256 << 10)
 
 
 def expression_weight(expr: Expr) -> int:

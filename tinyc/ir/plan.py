@@ -1,4 +1,4 @@
-"""What scheduling decides: stages, the loop trees that share them, the program that results.
+"""What scheduling decides: stages, and the loop trees that share them.
 
 Plain data. Schedulers fill it, code generators read it, reports show it.
 """
@@ -6,18 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tinyc.diagnostics import Remark
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage
 from tinyc.ir.node import Node
-
-if TYPE_CHECKING:
-    import networkx
-
-Origin = tuple[str, int]
+from tinyc.ir.program import OutputSpec, Site
 
 
 @dataclass(eq=False)
@@ -89,11 +84,11 @@ class Stage:
         return first, second
 
     def sides(self) -> tuple[list[Var], list[Var], list[Var], list[Var]]:
-        """A contraction's variables without the hoisted one: (only in the first operand, only in
+        """A contraction's variables without the hoisted one: (not in the second operand, only in
         the second, in both, contracted)."""
         first, second = (read_vars(r) for r in self.operands())
         free = [v for v in self.axes if v is not self.hoist]
-        left = [v for v in free if v in first and v not in second]
+        left = [v for v in free if v not in second]
         right = [v for v in free if v in second and v not in first]
         both = [v for v in self.axes if v in first and v in second]
         return left, right, both, [v for v in self.red if v is not self.hoist]
@@ -163,105 +158,6 @@ def stages_of(tree: Tree) -> Iterator[Stage]:
             yield from t.epilogue
         else:
             stack.extend(reversed(t.body))
-
-
-@dataclass(frozen=True)
-class Target:
-    """What schedules need to know of a machine. Sizes in bytes."""
-
-    name: str
-    lanes: int
-    registers: int
-    tile_rows: int
-    l1: int
-    l2: int
-    chunks: int
-    serial_work: int
-    private_bytes: int
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a data-dependent index is checked: shown when it is out of range."""
-
-    op: str
-    bound: int
-    origin: Origin | None
-
-
-@dataclass(frozen=True)
-class KernelInfo:
-    """What reports show of a kernel: its members, the lines they come from, what it executes.
-
-    `computes` are the numbers, in the simplified graph, of the nodes whose work it does.
-    """
-
-    name: str
-    members: tuple[str, ...]
-    origins: tuple[Origin, ...]
-    flops: int
-    bytes_moved: int
-    scratch_bytes: int
-    chunks: int
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    loops: str
-    computes: tuple[int, ...] = ()
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """A fresh output of a program; None in `Program.outputs` stands for an in-place update."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Program:
-    """A compiled graph as plain data: source text, memory plan, launch list, what was decided.
-
-    Buffers are passed as: one pointer for each leaf, then one for each fresh output.
-    """
-
-    source: str
-    libm: bool
-    n_leaves: int
-    outputs: tuple[OutputSpec | None, ...]
-    arena_size: int
-    scratch_size: int
-    kernels: tuple[KernelInfo, ...]
-    sites: tuple[Site, ...]
-    remarks: tuple[dict, ...] = ()
-
-    @property
-    def n_buffers(self) -> int:
-        return self.n_leaves + sum(o is not None for o in self.outputs)
-
-    @property
-    def flops(self) -> int:
-        """Arithmetic executed by one run, counted on the loop IR."""
-        return sum(k.flops for k in self.kernels)
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes that kernels read and write outside their own scratch."""
-        return sum(k.bytes_moved for k in self.kernels)
-
-    def kernel_graph(self) -> networkx.DiGraph:
-        """Kernels as nodes, an edge where one reads what another writes."""
-        import networkx
-
-        graph = networkx.DiGraph()
-        writer: dict[str, str] = {}
-        for kernel in self.kernels:
-            graph.add_node(kernel.name, members=list(kernel.members), flops=kernel.flops)
-            for name in kernel.reads:
-                if name in writer and writer[name] != kernel.name:
-                    graph.add_edge(writer[name], kernel.name, buffer=name)
-            writer.update(dict.fromkeys(kernel.writes, kernel.name))
-        return graph
 
 
 @dataclass(eq=False)

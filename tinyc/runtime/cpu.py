@@ -26,7 +26,7 @@ from tinyc.runtime.host import HostDevice
 from tinyc.runtime.toolchain import Unit, load_library
 
 if TYPE_CHECKING:
-    from tinyc.ir.plan import Program
+    from tinyc.ir.program import Program
 
 
 class Runtime(ctypes.Structure):

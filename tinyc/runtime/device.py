@@ -17,7 +17,7 @@ from tinyc.runtime.host import HostDevice
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tinyc.ir.plan import Program
+    from tinyc.ir.program import Program
 
 
 class Binding(Protocol):

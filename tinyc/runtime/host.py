@@ -12,7 +12,7 @@ from tinyc.runtime.buffer import Buffer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tinyc.ir.plan import Program
+    from tinyc.ir.program import Program
 
 
 class HostDevice:

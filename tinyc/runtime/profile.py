@@ -14,7 +14,7 @@ from tinyc import config
 from tinyc.diagnostics import Origin, debug_line, format_origin
 
 if TYPE_CHECKING:
-    from tinyc.ir.plan import KernelInfo, Program
+    from tinyc.ir.program import KernelInfo, Program
 
 SHOWN = 12
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tinyc.ir.index import Var
 from tinyc.ir.loop import Storage
-from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, row_major
+from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, row_major
+from tinyc.ir.program import Target
 
 
 @dataclass

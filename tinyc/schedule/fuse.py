@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from tinyc.diagnostics import Remark
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Target, Tree, stages_of
+from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
+from tinyc.ir.program import Target
 
 FINISH_POINTS = 4096
 UNROLLED = 16

@@ -1,0 +1,116 @@
+"""What compilation gives: a program as plain data, and the machine it is made for.
+
+Apart from the plan that leads to it, so that a process which loads programs loads little else.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinyc.diagnostics import Origin
+
+if TYPE_CHECKING:
+    import networkx
+
+
+@dataclass(frozen=True)
+class Target:
+    """What schedules need to know of a machine. Sizes in bytes."""
+
+    name: str
+    lanes: int
+    registers: int
+    tile_rows: int
+    l1: int
+    l2: int
+    chunks: int
+    serial_work: int
+    private_bytes: int
+
+
+CPU = Target(name="cpu", lanes=8, registers=16, tile_rows=6, l1=32 << 10, l2=1 << 20, chunks=8,
+             serial_work=1 << 15, private_bytes=256 << 10)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a data-dependent index is checked: shown when it is out of range."""
+
+    op: str
+    bound: int
+    origin: Origin | None
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What reports show of a kernel: its members, the lines they come from, what it executes.
+
+    `computes` are the numbers, in the simplified graph, of the nodes whose work it does.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    origins: tuple[Origin, ...]
+    flops: int
+    bytes_moved: int
+    scratch_bytes: int
+    chunks: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    loops: str
+    computes: tuple[int, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """A fresh output of a program; None in `Program.outputs` stands for an in-place update."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled graph as plain data: source text, memory plan, launch list, what was decided.
+
+    Buffers are passed as: one pointer for each leaf, then one for each fresh output.
+    """
+
+    source: str
+    libm: bool
+    n_leaves: int
+    outputs: tuple[OutputSpec | None, ...]
+    arena_size: int
+    scratch_size: int
+    kernels: tuple[KernelInfo, ...]
+    sites: tuple[Site, ...]
+    remarks: tuple[dict, ...] = ()
+
+    @property
+    def n_buffers(self) -> int:
+        return self.n_leaves + sum(o is not None for o in self.outputs)
+
+    @property
+    def flops(self) -> int:
+        """Arithmetic executed by one run, counted on the loop IR."""
+        return sum(k.flops for k in self.kernels)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that kernels read and write outside their own scratch."""
+        return sum(k.bytes_moved for k in self.kernels)
+
+    def kernel_graph(self) -> networkx.DiGraph:
+        """Kernels as nodes, an edge where one reads what another writes."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        writer: dict[str, str] = {}
+        for kernel in self.kernels:
+            graph.add_node(kernel.name, members=list(kernel.members), flops=kernel.flops)
+            for name in kernel.reads:
+                if name in writer and writer[name] != kernel.name:
+                    graph.add_edge(writer[name], kernel.name, buffer=name)
+            writer.update(dict.fromkeys(kernel.writes, kernel.name))
+        return graph
