@@ -220,7 +220,8 @@ def max_pool(
     narrow = u8 if math.prod(pool.kernel) <= 256 else i32
     first = b.detach(first_max(views, taps, narrow))
     first = b.expand_axes(first, views.shape, tuple(range(len(x.shape))))
-    chosen = b.eq(b.cast(positions(views, taps), narrow), first)
+    # Compared as i32, so that one vector length fits all that the loop does.
+    chosen = b.eq(positions(views, taps), b.cast(first, i32))
     return b.sum_(b.where(chosen, views, 0), taps)
 
 

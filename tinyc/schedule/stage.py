@@ -15,7 +15,8 @@ from tinyc.ir.index import Affine, Data, Var
 from tinyc.ir.loop import Apply, Check, Const, Expr, Index, Read, Storage, Within, free_vars
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, Op
-from tinyc.ir.plan import Buf, OutputSpec, Plan, Site, Stage, row_major
+from tinyc.ir.plan import Buf, Plan, Stage, row_major
+from tinyc.ir.program import OutputSpec, Site
 from tinyc.ir.views import Between, Divides, source_index
 
 REDUCERS = (Op.REDUCE, Op.CONTRACT, Op.FOLD, Op.SCATTER_ADD)
@@ -55,28 +56,34 @@ def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set
     stored = {n for n in stored if n.op not in LEAVES and n.op is not Op.ASSIGN}
     if not fuse:
         return stored | {n for n in order if OPS[n.op].family == "elementwise"}
-    users = count_users(order)
+    store_shared(order, stored)
     costs: dict[Node, Inlined] = {}
     for n in order:
         cost = costs[n] = inlined_cost(n, costs, stored)
-        if n not in stored and must_store(n, cost, users[n]):
+        if cost.size > SINGLE_LIMIT or cost.depth > DEPTH_LIMIT:
             stored.add(n)
-            costs[n] = Inlined(reduced=cost.reduced)
-        if n.op is Op.EXPAND and widens(n) and costs[n].heavy and n.src[0].shape:
+            costs[n] = Inlined()
+        if n.op is Op.EXPAND and widens(n) and cost.heavy and n.src[0].shape:
             stored.add(strip_views(n.src[0]))
             costs[n] = Inlined()
     return stored
 
 
-def count_users(order: list[Node]) -> dict[Node, int]:
-    """How many nodes read each node, views looked through."""
-    users = dict.fromkeys(order, 0)
+def store_shared(order: list[Node], stored: set[Node]) -> None:
+    """Store what several stored values are computed from, where computing it again costs more.
+
+    From the last node to the first, so that it is known which values a node reaches.
+    """
+    costs: dict[Node, Inlined] = {}
     for n in order:
-        if n.op in VIEWS:
-            continue
-        for s in {strip_views(s) for s in n.src}:
-            users[s] += 1
-    return users
+        costs[n] = inlined_cost(n, costs, stored)
+    reached = dict.fromkeys(order, 0)
+    for i, n in enumerate(reversed(order)):
+        if n not in stored and worth_storing(n, costs[n]) and reached[n].bit_count() > 1:
+            stored.add(n)
+        bit = 1 << i if n in stored or n.op is Op.ASSIGN else reached[n]
+        for s in n.src:
+            reached[s] |= bit
 
 
 def strip_views(n: Node) -> Node:
@@ -100,13 +107,9 @@ def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inli
     )
 
 
-def must_store(n: Node, cost: Inlined, users: int) -> bool:
-    """True if a value is better stored than computed again where it is used."""
-    if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0:
-        return False
-    if cost.size > SINGLE_LIMIT or cost.depth > DEPTH_LIMIT:
-        return True
-    if users < 2 or not n.shape:
+def worth_storing(n: Node, cost: Inlined) -> bool:
+    """True if a value used by several others is better stored than computed by each."""
+    if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0 or not n.shape:
         return False
     # What is computed from a reduction is stored in place of the reduction, by the same kernel.
     return cost.heavy or cost.reduced or cost.size > SHARED_LIMIT
@@ -200,7 +203,8 @@ def build_stages(plan: Plan, fuse: bool) -> None:
             store_value(b, n)
     copy_remaining_outputs(b)
     add_write_after_read(b)
-    plan.stages = ordered(without_empty(plan.stages))
+    plan.stages = without_empty(plan.stages)
+    order_stages(b)
 
 
 def dense(storage: Storage, shape: tuple[int, ...]) -> Buf:
@@ -408,7 +412,7 @@ def overwrite(b: Builder, assign: Node, where: Buf) -> list[Stage]:
         while value not in b.place:
             value = value.src[0]
         return b.writers[b.place[value]]
-    if value is target:
+    if value is target and same_place(b.place[target], where):
         return []
     reader = Reader(b)
     axes = tuple(b.var(d) for d in value.shape)
@@ -509,6 +513,8 @@ def is_blockable(n: Node, a: Expr, c: Expr) -> bool:
     """True if register tiles pay: floats, bare reads, both sides wide enough."""
     la, lb, lo = n.attrs
     if n.dtype.kind != "f" or not isinstance(a, Read) or not isinstance(c, Read):
+        return False
+    if 0 in n.src[0].shape:
         return False
     if a.guard or c.guard or not (linear(a) and linear(c)):
         return False
@@ -691,8 +697,39 @@ def without_empty(stages: list[Stage]) -> list[Stage]:
     return kept
 
 
-def ordered(stages: list[Stage]) -> list[Stage]:
-    """Topological order that keeps the order of creation where it may."""
+def order_stages(b: Builder) -> None:
+    """Put the stages in an order; buffers that swap their values take a detour by a copy."""
+    while True:
+        order, stuck = ordered(b.plan.stages)
+        if not stuck:
+            break
+        waiting = set(stuck)
+        found = [s for s in stuck if s.buf.storage.role == "slot" and waiting & set(s.after)]
+        if not found:
+            raise AssertionError("stages depend on each other in a cycle")
+        postpone_store(b, found[0])
+    b.plan.stages = order
+
+
+def postpone_store(b: Builder, stage: Stage) -> None:
+    """Let a stage compute into memory of its own, and a new one store that where it belongs."""
+    where = stage.buf
+    kept = stage.buf = dense(b.storage(stage.node, "arena"), where.shape)
+    b.writers[kept] = [stage]
+    reader = Reader(b)
+    axes = tuple(b.var(d) for d in where.shape)
+    expr = reader.read(kept, tuple(Affine.of(v) for v in axes), ())
+    copy = finish_stage(b, stage.node, where, axes, (), "map", expr, reader)
+    copy.after, stage.after = stage.after, []
+    for s in b.plan.stages:
+        if s is not copy:
+            s.producers = [copy if p is stage else p for p in s.producers]
+            if s.buf.storage is where.storage:
+                s.after = [copy if p is stage else p for p in s.after]
+
+
+def ordered(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
+    """(topological order that keeps the order of creation where it may, what is in a cycle)."""
     waiting = {s: len(set(s.producers) | set(s.after)) for s in stages}
     users: dict[Stage, list[Stage]] = {s: [] for s in stages}
     for s in stages:
@@ -708,6 +745,4 @@ def ordered(stages: list[Stage]) -> list[Stage]:
             waiting[u] -= 1
             if waiting[u] == 0:
                 heapq.heappush(ready, (u.number, u))
-    if len(out) != len(stages):
-        raise AssertionError("stages depend on each other in a cycle")
-    return out
+    return out, [s for s in stages if waiting[s]]
