@@ -13,7 +13,7 @@ from tinyc.diagnostics import Origin, StaleError, TracingError, format_origin
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
 from tinyc.ir.evaluate import EVAL
-from tinyc.ir.node import Node, with_sources
+from tinyc.ir.node import Node, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import (
@@ -82,7 +82,7 @@ def realize(handles: Iterable[Handle] = ()) -> None:
     if pending:
         for handle in readers({slot.buffer.uid for slot in pending.values()}):
             roots.setdefault(id(handle), handle)
-    _run(list(roots.values()))
+    run(list(roots.values()))
 
 
 def _add_unknown(roots: dict[int, Handle], root: Handle) -> None:
@@ -90,7 +90,7 @@ def _add_unknown(roots: dict[int, Handle], root: Handle) -> None:
         roots[id(root)] = root
 
 
-def _run(expressions: list[Handle]) -> None:
+def run(expressions: list[Handle]) -> None:
     """Compute expressions and all pending writes."""
     slots = list(pending.values())
     writes = [slot.pending for slot in slots if slot.pending is not None]
@@ -129,7 +129,7 @@ def own(root: Handle) -> None:
     if root._slot is None and not root._computed:
         realize([root])
         if root._slot is None and not root._computed:
-            _run([root])
+            run([root])
 
 
 def drop_pending() -> None:
@@ -191,6 +191,16 @@ def _order(outputs: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
             order[top] = None
             stack.pop()
     return list(order), cuts
+
+
+def resolve(outputs: Sequence[Node]) -> list[Node]:
+    """Return the nodes with placeholders replaced by what they stand for, where that is known."""
+    mapping: dict[Node, Node] = {}
+    for n in toposort(outputs):
+        defined = definitions.get(n) if n.op is Op.BUFFER else None
+        if defined is not None:
+            mapping[n] = defined
+    return resolve(state.substitute(outputs, mapping)) if mapping else list(outputs)
 
 
 def _cut(outputs: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
@@ -365,7 +375,7 @@ def overwrite(handle: Handle, array: np.ndarray, origin: Origin) -> None:
         realize()
     late = readers({slot.buffer.uid})
     if late:
-        _run(late)
+        run(late)
     slot.written = origin
     slot.overwritten()
     array_of(handle)[...] = array

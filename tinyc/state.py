@@ -136,6 +136,10 @@ class Slot:
             owners.put(leaf, self)
         return leaf
 
+    def add_versions(self, count: int) -> None:
+        """Count writes of a captured program that is given up."""
+        self._base += count
+
     def overwritten(self) -> None:
         """Note that the memory holds new values now."""
         self._base += 1

@@ -88,6 +88,11 @@ class Tensor(Operations, Views, Creation):
         )
 
     @staticmethod
+    def from_node(node: Node) -> Tensor:
+        """Return the tensor of a graph node, through which no gradient passes."""
+        return Tensor._new(node, CUT)
+
+    @staticmethod
     def _from_buffer(buffer: Buffer) -> Tensor:
         return Tensor.__new__(Tensor)._init_buffer(buffer, caller_origin(2))
 

@@ -1,0 +1,439 @@
+"""A captured program: what it reads and writes, and running it with as little Python as can be."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tinyc import compiler, config, state
+from tinyc.capture.arguments import replace
+from tinyc.capture.trace import GradUse, Trace
+from tinyc.compiler import NativeExecutable
+from tinyc.diagnostics import TracingError
+from tinyc.ir import build as b
+from tinyc.ir.dtype import DType
+from tinyc.ir.node import Graph, Node, canonical_key, node
+from tinyc.ir.ops import Op, describe
+from tinyc.realization import compute, readers, realize, resolve, run, stale
+from tinyc.runtime import profile
+from tinyc.runtime.buffer import Buffer
+from tinyc.state import GRAD, Handle, Slot, clock
+from tinyc.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tinyc.ir.program import Program
+
+# What is known of a tensor argument: shape, dtype, device, whether it wants a gradient.
+Spec = tuple[tuple[int, ...], DType, str, bool]
+
+
+def spec_of(tensor: Tensor) -> Spec:
+    """Return what a program depends on of an argument."""
+    slot = tensor._slot
+    if slot is not None:
+        buffer = slot.buffer
+        return buffer.shape, buffer.dtype, buffer.device, tensor._mode == GRAD
+    shown = tensor.node
+    return shown.shape, shown.dtype, state.device_of(shown), tensor._mode == GRAD
+
+
+class KeptGrad:
+    """A gradient that a program wrote and nobody has asked for: the next run may overwrite it."""
+
+    __slots__ = ("number", "replay")
+
+    def __init__(self, replay: Replay, number: int) -> None:
+        self.replay = replay
+        self.number = number
+
+    def take(self) -> Tensor:
+        """Return the gradient; the next run writes elsewhere."""
+        self.replay.taken.append(self.number)
+        return Tensor._from_buffer(self.replay.kept[self.number])
+
+
+class Replay:
+    """A captured program with what it reads and writes.
+
+    Inputs are arguments, then gradients that the function looks at. The program's pointers are
+    those of the graph's leaves, then of its fresh outputs, which are the values that it returns,
+    then gradients that it leaves behind.
+    """
+
+    def __init__(self, graph: Graph, leaves: Sequence[Node], inputs: dict[Node, int]) -> None:
+        self.graph = graph
+        self.executable: Any = None
+        self.runs = [0]
+        self.taken: list[int] = []
+        self.kept: list[Buffer] = []
+        self.result: Any = None
+        # Tensors whose gradient was looked at: they had none, or one that is an input.
+        self.without_grad: list[Tensor] = []
+        self.with_grad: list[Tensor] = []
+        # What `.grad` becomes: of a tensor, or of an argument (by number).
+        self.grads: list[tuple[Tensor | int, Any]] = []
+        self.overwritten: list[Slot] = []
+        self.donated: list[int] = []
+        self._lock = threading.Lock()
+        # (position among the leaves, input) of what changes from call to call; the rest is state.
+        self._inputs: list[tuple[int, int]] = []
+        self._state: list[Slot | None] = []
+        for position, leaf in enumerate(leaves):
+            number = inputs.get(leaf)
+            if number is not None:
+                self._inputs.append((position, number))
+            self._state.append(_state_of(leaf) if number is None else None)
+        self._buffers: list[Any] = [None if s is None else s.buffer for s in self._state]
+        if graph.outputs:
+            self.executable = compiler.compile_graph(graph.outputs)
+
+    @property
+    def program(self) -> Program | None:
+        """The compiled program, where the device runs source."""
+        return None if self.executable is None else self.executable.program
+
+    def finish(self, values: int) -> None:
+        """Prepare for running; the first `values` outputs are returned, the others kept."""
+        self.values = values
+        self._native = None
+        outputs = [out for out in self.graph.outputs if out.op is not Op.ASSIGN]
+        self._fresh = [(out.shape, out.dtype, state.device_of(out)) for out in outputs]
+        self.kept = [Buffer(dev, dtype, shape) for shape, dtype, dev in self._fresh[values:]]
+        self._overwritten = {id(slot) for slot in self.overwritten}
+        self._uids = {slot.buffer.uid for slot in self.overwritten}
+        for slot in self.overwritten:
+            slot.writers.append(self.runs)
+        if isinstance(self.executable, NativeExecutable):
+            self._native = self.executable.native
+            leaves = len(self._buffers)
+            self._pointers = (ctypes.c_void_p * (leaves + len(self._fresh)))()
+            for position, buffer in enumerate(self._buffers):
+                if buffer is not None:
+                    self._pointers[position] = buffer.ptr
+            for position, buffer in enumerate(self.kept, leaves + values):
+                self._pointers[position] = buffer.ptr
+
+    def retire(self) -> None:
+        """Take back what running this program stands for in the versions of its state."""
+        for slot in self.overwritten:
+            slot.writers = [count for count in slot.writers if count is not self.runs]
+            slot.add_versions(self.runs[0])
+
+    def fits_grads(self) -> bool:
+        """Tell whether gradients are there or not as they were at the capture."""
+        if any(tensor._grad is not None for tensor in self.without_grad):
+            return False
+        return all(tensor._grad is not None for tensor in self.with_grad)
+
+    def run(self, tensors: Sequence[Tensor]) -> Any:
+        """Run on the tensors of a call and return what the function returns."""
+        if state.pending:
+            realize()
+        if self._uids and state.expressions:
+            late = readers(self._uids)
+            if late:
+                run(late)
+        inputs = tensors if not self.with_grad else [*tensors, *[t.grad for t in self.with_grad]]
+        buffers = []
+        for tensor in inputs:
+            slot = tensor._slot  # type: ignore[union-attr]
+            buffers.append(_buffer_of(tensor) if slot is None else slot.buffer)
+        if self._overwritten or self.donated:
+            self._check_aliases(inputs, buffers)
+        values = self._call(buffers) if self.executable is not None else []
+        if self._overwritten:
+            self.runs[0] += 1
+            clock.writes += 1
+        for number in self.donated:
+            inputs[number]._root._slot.overwritten()  # type: ignore[union-attr]
+        for target, grad in self.grads:
+            if isinstance(target, int):
+                tensors[target]._grad = None if grad is None else _tensor(values[grad])
+            else:
+                target._grad = grad
+        return self._returned(self.result, values, tensors)
+
+    def _call(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """Run the program once and return its values."""
+        native = self._native
+        if native is None or _watched():
+            return self._call_watched(buffers)
+        values = []
+        with self._lock:
+            pointers = self._pointers
+            for position, number in self._inputs:
+                pointers[position] = buffers[number].ptr
+            position = len(self._buffers)
+            for shape, dtype, device in self._fresh[: self.values]:
+                buffer = Buffer(device, dtype, shape)
+                pointers[position] = buffer.ptr
+                values.append(buffer)
+                position += 1
+            if self.taken:
+                self._renew(position)
+            with native.device.lock:
+                native.call(pointers)
+        return values
+
+    def _renew(self, first: int) -> None:
+        """Give away the memory of gradients that somebody holds, and take other."""
+        for number in self.taken:
+            shape, dtype, device = self._fresh[self.values + number]
+            self.kept[number] = Buffer(device, dtype, shape)
+            if self._native is not None:
+                self._pointers[first + number] = self.kept[number].ptr
+        self.taken.clear()
+
+    def _call_watched(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """Run by way of the executable, which reports and checks."""
+        given = list(self._buffers)
+        for position, number in self._inputs:
+            given[position] = buffers[number]
+        fresh = [buffer for buffer in self.executable.run(given) if buffer is not None]
+        if self.taken:
+            self._renew(len(self._buffers) + self.values)
+        for kept, buffer in zip(self.kept, fresh[self.values :]):
+            kept.array[...] = buffer.array
+        return fresh[: self.values]
+
+    def _check_aliases(self, inputs: Sequence[Any], buffers: Sequence[Buffer]) -> None:
+        """Raise where an input is memory that the program overwrites under another name."""
+        for number, tensor in enumerate(inputs):
+            if id(tensor._root._slot) in self._overwritten:
+                raise TracingError(
+                    f"jit: argument {number}, {describe(tensor.node)}, is also state that the "
+                    "function overwrites in place; pass a .clone() of it, or only the state"
+                )
+        for number in self.donated:
+            slot = inputs[number]._slot
+            if slot is None:
+                raise TracingError(
+                    f"jit: argument {number} is overwritten in place by the function, and is a "
+                    "view or an expression here; pass a tensor with memory of its own"
+                )
+            others = [k for k, buffer in enumerate(buffers) if buffer is slot.buffer]
+            captured = any(other is slot for other in self._state)
+            if len(others) > 1 or captured:
+                raise TracingError(
+                    f"jit: argument {number} is overwritten in place by the function, which also "
+                    "reads it under another name; pass a .clone() for one of them"
+                )
+
+    def _returned(self, what: Any, values: Sequence[Buffer], tensors: Sequence[Tensor]) -> Any:
+        if type(what) is Value:
+            return _tensor(values[what.number])
+        return replace_values(what, values, tensors)
+
+
+class Value:
+    """In a result: the tensor of an output; one output may stand for several tensors."""
+
+    def __init__(self, number: int, copy: bool) -> None:
+        self.number = number
+        self.copy = copy
+
+
+class Argument:
+    """In a result: an argument, itself."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def replace_values(what: Any, values: Sequence[Buffer], tensors: Sequence[Tensor]) -> Any:
+    """Return a result with tensors in the places of outputs and arguments."""
+    if type(what) is Value:
+        buffer = values[what.number]
+        return _tensor(Buffer.from_numpy(buffer.array, buffer.device) if what.copy else buffer)
+    if type(what) is Argument:
+        return tensors[what.number]
+    if isinstance(what, tuple):
+        parts = [replace_values(part, values, tensors) for part in what]
+        return type(what)(*parts) if hasattr(what, "_fields") else tuple(parts)
+    if isinstance(what, list):
+        return [replace_values(part, values, tensors) for part in what]
+    if isinstance(what, dict):
+        return {key: replace_values(part, values, tensors) for key, part in what.items()}
+    return what
+
+
+_ORIGIN = ("<jit>", 0)
+
+
+def _watched() -> bool:
+    """Does somebody want to see or check each run?"""
+    return compiler.observed() or config.current().check or profile.wanted()
+
+
+def _tensor(buffer: Buffer) -> Tensor:
+    return Tensor.__new__(Tensor)._init_buffer(buffer, _ORIGIN)
+
+
+def _state_of(leaf: Node) -> Slot:
+    """Return the memory that a captured graph reads by itself."""
+    slot = state.owners.get(leaf)
+    if slot is None:
+        raise TracingError(
+            f"jit: the function uses {describe(leaf)}, which belongs to another function that "
+            "was being captured; pass it as an argument"
+        )
+    if slot.version != leaf.attrs[1]:
+        raise stale(slot, leaf)
+    return slot
+
+
+def _buffer_of(tensor: Tensor) -> Buffer:
+    """Return the value of an argument that is an expression or a view, in memory."""
+    if tensor._parent is None:
+        realize([tensor])
+        if tensor._slot is not None:
+            return tensor._slot.buffer
+    return compute([tensor.node])[0]
+
+
+# Capturing.
+
+
+def _grad_of(tensor: Tensor) -> Tensor | None:
+    """Return an argument's gradient as a stand-in begins with it."""
+    found = tensor._grad
+    if found is not None and not isinstance(found, Tensor):
+        found = tensor._grad = found.take()
+    return found
+
+
+def capture(
+    name: str, function: Callable[[list[Tensor]], Any], tensors: Sequence[Tensor]
+) -> Replay:
+    """Return the program of one call."""
+    trace = Trace(name)
+    with trace.active():
+        inner = [trace.stand_in(tensor, tensor._mode == GRAD) for tensor in tensors]
+        leaves = [tensor._node for tensor in inner]
+        trace.arguments = {id(tensor): number for number, tensor in enumerate(inner)}
+        for tensor, given in zip(inner, tensors):
+            tensor._grad = _grad_of(given)
+        result = function(list(inner))
+        return _Collector(trace, inner, leaves).replay(result)
+
+
+class _Collector:
+    """Makes a Replay of what a trace has seen."""
+
+    def __init__(self, trace: Trace, inner: list[Tensor], leaves: list[Node]) -> None:
+        self.trace = trace
+        self.inner = inner
+        self.inputs = {leaf: number for number, leaf in enumerate(leaves)}
+        self.leaf_of = leaves
+        self.values: list[Node] = []
+        self.where: dict[Node, int] = {}
+        self.writes: list[Node] = []
+        self.overwritten: list[Slot] = []
+        self.donated: list[int] = []
+
+    def replay(self, result: Any) -> Replay:
+        """Return the program that computes a result and all effects."""
+        shown = replace(result, self._value)
+        for number, tensor in enumerate(self.inner):
+            self._donate(number, tensor)
+        without, with_grad, grads, kept = self._collect_grads()
+        self._collect_writes()
+        returned = len(self.values)
+        nodes = resolve([*self.values, *kept, *self.writes])
+        nodes = [_as_output(n) for n in nodes]
+        _, leaves = canonical_key(nodes)
+        made = Replay(Graph(tuple(nodes)), leaves, self.inputs)
+        made.result = shown
+        made.without_grad, made.with_grad = without, with_grad
+        made.overwritten, made.donated = self.overwritten, self.donated
+        made.grads = [
+            (target, KeptGrad(made, what[0]) if isinstance(what, tuple) else what)
+            for target, what in grads
+        ]
+        made.finish(returned)
+        return made
+
+    def _value(self, tensor: Any) -> Any:
+        """Return what stands for a tensor in the result."""
+        if not isinstance(tensor, Handle):
+            return tensor
+        number = self.trace.arguments.get(id(tensor))
+        if number is not None:
+            return Argument(number)
+        if self.trace.is_outside(tensor) and id(tensor._root) not in self.trace.touched:
+            return tensor
+        return self._output(tensor.node)
+
+    def _output(self, shown: Node) -> Value:
+        if shown in self.where:
+            return Value(self.where[shown], copy=True)
+        self.where[shown] = len(self.values)
+        self.values.append(shown)
+        return Value(self.where[shown], copy=False)
+
+    def _donate(self, number: int, tensor: Tensor) -> None:
+        """An input that was written in place is written so at every call."""
+        leaf = self.leaf_of[number]
+        if tensor.node is not leaf:
+            self.writes.append(b.assign(leaf, b.detach(tensor.node)))
+            self.donated.append(number)
+
+    def _collect_grads(self) -> tuple[list, list, list, list[Node]]:
+        without: list[Tensor] = []
+        with_grad: list[Tensor] = []
+        grads: list[tuple[Tensor | int, Any]] = []
+        kept: list[Node] = []
+        for use in self.trace.grads.values():
+            number = self.trace.arguments.get(id(use.handle))
+            if use.read and number is None:
+                (without if use.entry is None else with_grad).append(use.handle)
+            if use.inner is not None:
+                self._add_grad_input(use, number)
+            final = use.handle._grad
+            if final is not None and final is use.inner:
+                continue
+            if final is not None and not isinstance(final, Tensor):
+                continue
+            target = use.handle if number is None else number
+            if final is None:
+                grads.append((target, None))
+            elif number is None:
+                grads.append((target, (len(kept),)))
+                kept.append(final.node)
+            else:
+                grads.append((target, self._output(final.node).number))
+        return without, with_grad, grads, kept
+
+    def _add_grad_input(self, use: GradUse, number: int | None) -> None:
+        """A gradient that was looked at is an input after the arguments."""
+        if number is not None:
+            raise TracingError(
+                f"{self.trace.name}: argument {number} has a gradient already, to which the "
+                "function adds; set its .grad to None before the call"
+            )
+        assert use.inner is not None and use.entry is not None
+        position = len(self.leaf_of)
+        leaf = self.trace.grad_leaves[id(use.inner)]
+        self.leaf_of.append(leaf)
+        self.inputs[leaf] = position
+        self._donate(position, use.inner)
+
+    def _collect_writes(self) -> None:
+        """Collect writes to memory that was there before."""
+        for generator, count in self.trace.draws.items():
+            generator.advance(count)
+        for handle, slot, _, _ in self.trace.touched.values():
+            if handle._slot is not slot:
+                slot.pending = b.assign(slot.leaf(), b.detach(handle.node))
+                state.pending[id(slot)] = slot
+        for slot in state.pending.values():
+            assert slot.pending is not None
+            self.writes.append(slot.pending)
+            self.overwritten.append(slot)
+
+
+def _as_output(shown: Node) -> Node:
+    """Return a node that is computed: memory itself is copied."""
+    return node(Op.MATERIALIZE, (shown,)) if shown.op is Op.BUFFER else shown
