@@ -50,6 +50,11 @@ def observe() -> Iterator[list[Run]]:
         _observed = before
 
 
+def observed() -> bool:
+    """Tell whether runs are being collected."""
+    return _observed is not None
+
+
 def note_run(executable: Executable, buffers: Sequence[Buffer]) -> None:
     """Hand a run that is about to happen to the observer, if there is one."""
     if _observed is not None:
