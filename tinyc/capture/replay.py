@@ -40,18 +40,26 @@ def spec_of(tensor: Tensor) -> Spec:
 
 
 class KeptGrad:
-    """A gradient that a program wrote and nobody has asked for: the next run may overwrite it."""
+    """A gradient that a program wrote and nobody has asked for: the next run may overwrite it.
 
-    __slots__ = ("number", "replay")
+    `steps` are the views, outermost last, that it is of what the program wrote: an optimizer
+    makes gradients views of one flat tensor, which is stored once.
+    """
 
-    def __init__(self, replay: Replay, number: int) -> None:
+    __slots__ = ("number", "replay", "steps")
+
+    def __init__(self, replay: Replay, number: int, steps: Sequence[tuple]) -> None:
         self.replay = replay
         self.number = number
+        self.steps = steps
 
     def take(self) -> Tensor:
         """Return the gradient; the next run writes elsewhere."""
         self.replay.taken.append(self.number)
-        return Tensor._from_buffer(self.replay.kept[self.number])
+        made = Tensor._from_buffer(self.replay.kept[self.number])
+        for function, arguments in self.steps:
+            made = made._view(function, *arguments)
+        return made
 
 
 class Replay:
@@ -349,7 +357,7 @@ class _Collector:
         made.without_grad, made.with_grad = without, with_grad
         made.overwritten, made.donated = self.overwritten, self.donated
         made.grads = [
-            (target, KeptGrad(made, what[0]) if isinstance(what, tuple) else what)
+            (target, KeptGrad(made, *what) if isinstance(what, tuple) else what)
             for target, what in grads
         ]
         made.finish(returned)
@@ -400,8 +408,10 @@ class _Collector:
             if final is None:
                 grads.append((target, None))
             elif number is None:
-                grads.append((target, (len(kept),)))
-                kept.append(final.node)
+                whole, steps = _unviewed(final)
+                if whole not in kept:
+                    kept.append(whole)
+                grads.append((target, (kept.index(whole), steps)))
             else:
                 grads.append((target, self._output(final.node).number))
         return without, with_grad, grads, kept
@@ -432,6 +442,18 @@ class _Collector:
             assert slot.pending is not None
             self.writes.append(slot.pending)
             self.overwritten.append(slot)
+
+
+def _unviewed(tensor: Handle) -> tuple[Node, list[tuple]]:
+    """Return the expression that a tensor is a view of, and the views; memory is no expression."""
+    shown, steps = tensor.node, []
+    while tensor._parent is not None:
+        assert tensor._step is not None
+        steps.append(tensor._step)
+        tensor = tensor._parent
+    if tensor._slot is not None:
+        return shown, []
+    return tensor.node, steps[::-1]
 
 
 def _as_output(shown: Node) -> Node:
