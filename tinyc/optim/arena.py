@@ -1,7 +1,8 @@
 """Flat arenas: parameters side by side in one tensor, and their state in others laid out alike.
 
-One elementwise update of an arena is one kernel, whatever the number of parameters. Each
-parameter begins on a cache line; the gaps hold zeros, and every update rule keeps them zero.
+One elementwise update of an arena is one kernel, whatever the number of parameters. There are no
+gaps, which would have to be written in every step: parameters that fill whole cache lines come
+first, so that all of these are aligned, and the others, most of them biases, follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from tinyc.tensor import Tensor
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+CACHE_LINE = 64  # bytes
 
 
 class Arena(Tensor):
@@ -30,7 +31,7 @@ class Piece:
 
 
 class Segment:
-    """Parameters that lie in one stretch of a flat tensor, with gaps of less than a cache line.
+    """Parameters that lie side by side in one stretch of a flat tensor.
 
     ``base`` is the flat tensor, ``begin`` the element of it where the segment begins, ``size`` its
     length. A state tensor of the segment is flat with this length.
@@ -55,12 +56,6 @@ class Segment:
         """Make a state of zeros with the segment's layout."""
         dtype = self.base.dtype.np
         self.state[name] = Tensor(np.zeros(self.size, dtype), device=self.base.device)
-
-
-def _padded(param: Tensor) -> int:
-    """Return the elements that a parameter takes with the gap after it."""
-    step = ALIGNMENT // param.dtype.itemsize
-    return -(-param.numel() // step) * step
 
 
 def arrange(params: Sequence[Tensor]) -> list[Segment]:
@@ -92,18 +87,23 @@ def _place(param: Tensor) -> tuple[int, int]:
 
 def _continues(segment: Segment, base: Tensor, begin: int) -> bool:
     last = segment.pieces[-1].param
-    return segment.base is base and begin == last.alias[1] + _padded(last)
+    return segment.base is base and begin == last.alias[1] + last.numel()
+
+
+def _is_ragged(param: Tensor) -> bool:
+    """Tell whether a parameter ends within a cache line."""
+    return param.nbytes % CACHE_LINE != 0
 
 
 def _move(params: list[Tensor]) -> None:
     """Move parameters into one new flat tensor; their handles become views of it."""
-    begins = np.cumsum([0, *map(_padded, params)])
-    values = np.zeros(int(begins[-1]), params[0].dtype.np)
-    for param, begin in zip(params, begins):
-        values[begin : begin + param.numel()] = param.numpy().ravel()
+    params = sorted(params, key=_is_ragged)
+    values = np.concatenate([param.numpy().ravel() for param in params])
     base = Arena(values, device=params[0].device)
-    for param, begin in zip(params, begins):
-        param.become_alias(base, int(begin))
+    begin = 0
+    for param in params:
+        param.become_alias(base, begin)
+        begin += param.numel()
 
 
 class Run:
@@ -116,19 +116,13 @@ class Run:
         self.stop = pieces[-1].stop
 
     def gradient(self) -> Tensor:
-        """Return the gradients as one flat tensor, with zeros in the gaps."""
-        parts: list[Tensor] = []
-        end = self.start
+        """Return the gradients as one flat tensor, of which ``.grad`` become views."""
+        dtype = self.segment.base.dtype
+        flat = Tensor.cat([piece.param.grad.reshape(-1).to(dtype) for piece in self.pieces])
         for piece in self.pieces:
-            if piece.start > end:
-                parts.append(self._zeros(piece.start - end))
-            parts.append(piece.param.grad.reshape(-1).to(self.segment.base.dtype))
-            end = piece.stop
-        return parts[0] if len(parts) == 1 else Tensor.cat(parts)
-
-    def _zeros(self, size: int) -> Tensor:
-        base = self.segment.base
-        return Tensor.zeros(size, dtype=base.dtype, device=base.device)
+            part = flat[piece.start - self.start : piece.stop - self.start]
+            piece.param.grad = part.reshape(piece.param.shape)
+        return flat
 
     def read(self, name: str) -> Tensor:
         """Return the run's part of a state."""
