@@ -153,7 +153,7 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
     done.seconds["render"] = time.perf_counter() - start
     program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
                       source.scratch_size, infos, tuple(plan.sites),
-                      tuple(r.to_dict() for r in plan.remarks))
+                      tuple(r.to_dict() for r in plan.remarks), source.parts)
     if config.current().dump:
         dumps.write(config.current().dump, outputs[0].origin, done.texts, program)
     return program, done

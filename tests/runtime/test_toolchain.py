@@ -91,6 +91,35 @@ def test_errno_is_dropped_only_without_libm(cache):
 # Keys ------------------------------------------------------------------------------------------
 
 
+PARTS = """\
+#ifndef TC_PART
+#define TC_PART 0
+#endif
+long half(void);
+#if TC_PART == 0 || TC_PART == 2
+long half(void) { return 21; }
+#endif
+#if TC_PART <= 1
+long value(void) { return 2 * half(); }
+#endif
+"""
+
+
+def test_a_source_in_parts_becomes_one_library(cache):
+    for unit in (Unit(PARTS, parts=2), Unit(PARTS + "// whole", parts=1)):
+        library, path = load_library(unit)
+        assert library.value() == 42
+        assert sorted(p.name for p in path.parent.iterdir()) == [
+            "meta.json", "program.c", "program.so"]
+    assert cache.stats.compiles == 1  # a comment makes no other library
+
+
+def test_an_error_in_any_part_is_reported(cache):
+    text = PARTS.replace("21", "missing")
+    with pytest.raises(CompileError, match="missing"):
+        load_library(Unit(text, parts=2))
+
+
 def key_in_force(unit: Unit | None = None) -> str:
     return library_key(unit or Unit(SOURCE), find_compiler())
 

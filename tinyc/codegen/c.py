@@ -226,6 +226,7 @@ class Source:
     libm: bool
     scratch_size: int
     kernels: tuple[str, ...]
+    parts: int
 
 
 def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
@@ -237,13 +238,54 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
     names = [define(k.name, t, functions, known) for k, t in zip(kernels, texts)]
     step = entry(kernels, texts, names, {s: i for i, s in enumerate(slots)})
     used = list(renderer.functions)
-    parts = [RUNTIME, PIN if renderer.tiles else "", mathfn.prelude(used),
+    groups = balanced(functions)
+    if len(groups) > 1:
+        bodies = divided(groups, functions, step)
+    else:
+        bodies = [*functions.values(), step]
+    pieces = [RUNTIME, PIN if renderer.tiles else "", mathfn.prelude(used),
              *(helper(h) for h in renderer.helpers), *(tile_function(*k) for k in renderer.tiles),
-             *functions.values(), step]
+             *bodies]
     libm = any(mathfn.MATH[f].libm for f in used) or "fmod" in "".join(renderer.helpers)
-    return Source("\n\n".join(p for p in parts if p) + "\n", libm,
+    return Source("\n\n".join(p for p in pieces if p) + "\n", libm,
                   max((t.scratch_size for t in texts), default=0),
-                  tuple(functions[n] for n, _ in names))
+                  tuple(functions[n] for n, _ in names), len(groups))
+
+
+# A program with more text than this is compiled in parts, by processes that run side by side.
+PART_TEXT = 24_000
+MOST_PARTS = 8
+
+LINKAGE = """\
+#ifdef TC_PART
+#define TC_KERNEL __attribute__((visibility("hidden")))
+#else
+#define TC_PART 0
+#define TC_KERNEL static
+#endif"""
+
+
+def balanced(functions: dict[str, str]) -> list[list[str]]:
+    """The names of the functions, in groups whose texts are about equally long."""
+    total = sum(map(len, functions.values()))
+    groups: list[list[str]] = [[] for _ in range(min(total // PART_TEXT + 1, MOST_PARTS))]
+    sizes = [0] * len(groups)
+    for name in sorted(functions, key=lambda n: -len(functions[n])):
+        least = sizes.index(min(sizes))
+        groups[least].append(name)
+        sizes[least] += len(functions[name])
+    return [group for group in groups if group]
+
+
+def divided(groups: list[list[str]], functions: dict[str, str], step: str) -> list[str]:
+    """The functions of a program of which TC_PART, where it is defined, selects one group."""
+    heads = [line[:-2] + ";" for text in functions.values() for line in text.splitlines()
+             if line.startswith("static void")]
+    texts = [LINKAGE, "\n".join(heads)]
+    for i, group in enumerate(groups, 1):
+        texts += [f"#if TC_PART == 0 || TC_PART == {i}", *(functions[n] for n in group), "#endif"]
+    texts = [text.replace("static void", "TC_KERNEL void") for text in texts]
+    return [*texts, "#if TC_PART <= 1", step, "#endif"]
 
 
 def define(name: str, text: KernelText, functions: dict[str, str],

@@ -74,7 +74,8 @@ class OutputSpec:
 class Program:
     """A compiled graph as plain data: source text, memory plan, launch list, what was decided.
 
-    Buffers are passed as: one pointer for each leaf, then one for each fresh output.
+    Buffers are passed as: one pointer for each leaf, then one for each fresh output. The source is
+    compiled in `parts`, which the macro TC_PART selects.
     """
 
     source: str
@@ -86,6 +87,7 @@ class Program:
     kernels: tuple[KernelInfo, ...]
     sites: tuple[Site, ...]
     remarks: tuple[dict, ...] = ()
+    parts: int = 1
 
     @property
     def n_buffers(self) -> int:

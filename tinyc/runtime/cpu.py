@@ -23,7 +23,7 @@ from tinyc.diagnostics import BoundsError, CompileError, format_origin
 from tinyc.ir.dtype import DType
 from tinyc.runtime.buffer import ALIGNMENT, Block, Buffer, system_block
 from tinyc.runtime.host import HostDevice
-from tinyc.runtime.toolchain import Unit, load_library
+from tinyc.runtime.toolchain import Unit, compile_libraries, load_library
 
 if TYPE_CHECKING:
     from tinyc.ir.program import Program
@@ -87,7 +87,9 @@ class CpuDevice:
         """Return what runs a program, compiled now unless its library is given."""
         if library is None:
             origins = {kernel.name: kernel.origins for kernel in program.kernels}
-            unit = Unit(program.source, program.libm, origins)
+            unit = Unit(program.source, program.libm, origins, program.parts)
+            if self._pool is None:  # both are compiled side by side where neither is in the cache
+                compile_libraries([unit, pool_unit()])
             loaded, path = load_library(unit)
             if config.current().debug.level >= 7:
                 from tinyc.runtime import disassembly
@@ -127,8 +129,7 @@ class CpuDevice:
 
     def _load_pool(self) -> None:
         if self._pool is None:
-            source = Path(__file__).with_name("pool.c").read_text()
-            pool, _ = load_library(Unit(source))
+            pool, _ = load_library(pool_unit())
             pool.tc_set_threads.restype = ctypes.c_long
             self.runtime.par = ctypes.cast(pool.tc_par, ctypes.c_void_p)
             self.runtime.now = ctypes.cast(pool.tc_now, ctypes.c_void_p)
@@ -149,6 +150,11 @@ class CpuDevice:
 
     def _renew_lock(self) -> None:
         self.lock = threading.Lock()
+
+
+def pool_unit() -> Unit:
+    """Return the source of the thread pool."""
+    return Unit(Path(__file__).with_name("pool.c").read_text())
 
 
 class CpuExecutable:

@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ FAMILY_FLAGS = {
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 LIBRARY = "program.so"
 SOURCE = "program.c"
-_COMMENT = re.compile(r"\s*//.*")
+_COMMENT = re.compile(r"[ \t]*//.*")
 PROBE = "long tinyc_probe(void) { return 42; }\n"
 PROBE_SECONDS = 30.0
 COMPILE_SECONDS = 600.0
@@ -75,17 +76,30 @@ class Compiler:
 
     def command_line(self, source: str, output: str, libm: bool) -> list[str]:
         """The words that compile a file."""
+        return self.link_line([source], output, libm)
+
+    def link_line(self, sources: list[str], output: str, libm: bool) -> list[str]:
+        """The words that make a library of sources and objects."""
         library = ["-lm"] if libm else []
-        return [*self.command, *self.flags(libm), "-o", output, source, *library]
+        return [*self.command, *self.flags(libm), "-o", output, *sources, *library]
+
+    def part_line(self, part: int, output: str, libm: bool) -> list[str]:
+        """The words that compile one part of a program to an object."""
+        return [*self.command, *self.flags(libm), "-c", f"-DTC_PART={part}", "-o", output, SOURCE]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One source to compile; `origins` names, for each kernel in it, the user's lines."""
+    """One source to compile; `origins` names, for each kernel in it, the user's lines.
+
+    The macro TC_PART selects one of the `parts`, counted from 1, of a source that is compiled by
+    several processes; without it the source is whole.
+    """
 
     source: str
     libm: bool = False
     origins: Origins = field(default_factory=dict)
+    parts: int = 1
 
 
 class _Broken(Exception):
@@ -268,16 +282,14 @@ def compile_library(source: str, *, libm: bool = False, origins: Origins | None 
 
 
 def compile_libraries(units: Sequence[Unit]) -> list[Path]:
-    """Compile several sources at once, each in a process of its own; see `compile_library`."""
+    """Compile several sources at once, each by its own processes; see `compile_library`."""
     compiler, cache = find_compiler(), disk_cache()
     keys = [library_key(unit, compiler) for unit in units]
     entries = [cache.get(key) for key in keys]
     missing = [i for i, entry in enumerate(entries) if entry is None]
-    width = os.cpu_count() or 1
-    for start in range(0, len(missing), width):
-        wave = missing[start : start + width]
-        made = _compile_wave([(keys[i], units[i]) for i in wave], compiler, cache)
-        for i, entry in zip(wave, made):
+    if missing:
+        made = _compile([(keys[i], units[i]) for i in missing], compiler, cache)
+        for i, entry in zip(missing, made):
             entries[i] = entry
     return [entry / LIBRARY for entry in entries if entry is not None]
 
@@ -307,9 +319,7 @@ def library_key(unit: Unit, compiler: Compiler) -> str:
     return make_key("library", source, *flags, command, compiler.version, cpu_features())
 
 
-def _compile_wave(
-    units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCache
-) -> list[Path]:
+def _compile(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCache) -> list[Path]:
     try:
         return _compile_in(units, compiler, cache)
     except OSError as error:
@@ -321,21 +331,57 @@ def _compile_in(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCa
     """Compile units side by side and publish their libraries; OSError where the disk refuses."""
     entries = []
     with contextlib.ExitStack() as stack:
-        running = []
-        for key, unit in units:
+        works, jobs = [], []
+        for _, unit in units:
             work = stack.enter_context(cache.workspace())
             (work / SOURCE).write_text(unit.source)
-            line = compiler.command_line(SOURCE, LIBRARY, unit.libm)
-            running.append((key, unit, work, line, stack.enter_context(_Process(line, work))))
-        for key, unit, work, line, process in running:
-            status, output = process.wait(COMPILE_SECONDS)
+            works.append(work)
+            jobs += [(line, work) for line in _first_lines(unit, compiler)]
+        results = stack.enter_context(contextlib.closing(_side_by_side(jobs)))
+        for (key, unit), work in zip(units, works):
             cache.stats.compiles += 1
-            if status or not (work / LIBRARY).is_file():
-                if shutil.disk_usage(work).free < 1 << 20:
-                    raise OSError(f"no space is left in {cache.root}")
-                raise CompileError(_explain(unit, line, status, output, cache, key))
+            for line in _first_lines(unit, compiler):
+                _check(unit, line, work, next(results), cache, key)
+            if unit.parts > 1:
+                line = compiler.link_line(_objects(unit), LIBRARY, unit.libm)
+                _check(unit, line, work, _run(line, work, COMPILE_SECONDS), cache, key)
             entries.append(cache.publish(key, work, [LIBRARY, SOURCE]))
     return entries
+
+
+def _first_lines(unit: Unit, compiler: Compiler) -> list[list[str]]:
+    """Return the command lines that may run side by side: one for each part."""
+    if unit.parts == 1:
+        return [compiler.command_line(SOURCE, LIBRARY, unit.libm)]
+    objects = _objects(unit)
+    return [compiler.part_line(i, name, unit.libm) for i, name in enumerate(objects, 1)]
+
+
+def _objects(unit: Unit) -> list[str]:
+    return [f"part{i}.o" for i in range(1, unit.parts + 1)]
+
+
+def _side_by_side(jobs: list[tuple[list[str], Path]]) -> Iterator[tuple[int, str]]:
+    """Run command lines, one on each CPU; give exit status and output in their order."""
+    running: deque[_Process] = deque()
+    with contextlib.ExitStack() as stack:
+        for line, work in jobs:
+            if len(running) == (os.cpu_count() or 1):
+                yield running.popleft().wait(COMPILE_SECONDS)
+            running.append(stack.enter_context(_Process(line, work)))
+        while running:
+            yield running.popleft().wait(COMPILE_SECONDS)
+
+
+def _check(
+    unit: Unit, line: list[str], work: Path, result: tuple[int, str], cache: DiskCache, key: str
+) -> None:
+    """Raise CompileError for a command that failed, OSError if there was no room for its output."""
+    status, output = result
+    if status or not (work / line[line.index("-o") + 1]).is_file():
+        if shutil.disk_usage(work).free < 1 << 20:
+            raise OSError(f"no space is left in {cache.root}")
+        raise CompileError(_explain(unit, line, status, output, cache, key))
 
 
 def _explain(
@@ -355,7 +401,7 @@ def _explain(
         for name, lines in list(named.items())[:5]
     ]
     command = [str(kept) if word == SOURCE else word for word in line]
-    command[command.index(LIBRARY)] = os.devnull
+    command[command.index("-o") + 1] = os.devnull
     return "\n".join(
         [
             "the C compiler refused a generated program",
