@@ -56,12 +56,12 @@ class Adam(Optimizer):
         return True
 
     def scalars(
-        self, group: ParamGroup, rate: Tensor, step: Tensor
+        self, group: ParamGroup, rate: Tensor, done: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the step size, 1/sqrt of the second bias, and the decay factor."""
         first, second = group["betas"]
-        size = rate / (1 - first**step)
-        root = 1 / (1 - second**step).sqrt()
+        size = rate / (1 - first * first**done)
+        root = 1 / (1 - second * second**done).sqrt()
         return size, root, 1 - rate * group["weight_decay"]
 
     def update(

@@ -103,8 +103,8 @@ class Optimizer:
         """Write the run's states and return the new parameters; all tensors are flat."""
         raise NotImplementedError
 
-    def scalars(self, group: ParamGroup, rate: Tensor, step: Tensor) -> tuple[Tensor, ...]:
-        """Return what does not depend on the element, from 0-d f64 rate and step number."""
+    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Tensor, ...]:
+        """Return what does not depend on the element, from 0-d f64 rate and steps done before."""
         raise NotImplementedError
 
     # What users call
@@ -180,24 +180,25 @@ class Optimizer:
             group.note_missing()
             self._remark(group, missing)
         changed: list[Tensor] = []
-        steps = group.steps + 1
-        if self.counts_steps(group):
-            group.steps.assign(steps)
-            changed.append(group.steps)
         for segment in group.segments:
             for run in runs(segment, group.classes):
-                self._update_run(group, run, steps)
+                self._update_run(group, run)
             changed += [segment.base, *segment.state.values()]
+        if self.counts_steps(group):
+            # Updates read the old number, so that the new one is stored at the end of their kernel.
+            group.steps.assign(group.steps + 1)
+            changed.append(group.steps)
         if missing and self.counts_steps(group):
             self._count_missed(group, missing)
             changed.append(group.missed)
         return changed
 
-    def _update_run(self, group: ParamGroup, run: Run, steps: Tensor) -> None:
+    def _update_run(self, group: ParamGroup, run: Run) -> None:
+        done = group.steps
         if len(set(group.classes)) > 1:
-            steps = steps - group.missed[run.pieces[0].index]
+            done = done - group.missed[run.pieces[0].index]
         dtype = run.segment.base.dtype
-        scalars = [scalar.to(dtype) for scalar in self.scalars(group, group.rate, steps)]
+        scalars = [scalar.to(dtype) for scalar in self.scalars(group, group.rate, done)]
         grad = run.gradient()
         if group["maximize"]:
             grad = -grad

@@ -54,11 +54,11 @@ class SGD(Optimizer):
         """The first step is undamped; without dampening all steps are alike."""
         return bool(group["momentum"] and group["dampening"])
 
-    def scalars(self, group: ParamGroup, rate: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Tensor, ...]:
         """Return the rate and, with dampening, the gradient's factor in the momentum."""
         if not self.counts_steps(group):
             return (rate,)
-        return rate, 1.0 - group["dampening"] * (step > 1).to(rate.dtype)
+        return rate, 1.0 - group["dampening"] * (done > 0).to(rate.dtype)
 
     def update(
         self, group: ParamGroup, scalars: Sequence[Tensor], run: Run, param: Tensor, grad: Tensor
