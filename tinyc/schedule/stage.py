@@ -240,9 +240,16 @@ def place_assigns(b: Builder, order: list[Node]) -> None:
         b.regions[n] = region(dense(b.slots[buffer.attrs[0]], n.shape), n.attrs)
     users = users_of(order)
     for n in order:
-        if n.op is Op.ASSIGN and can_compute_in_place(b, n, users):
+        if n.op is not Op.ASSIGN or is_inlined_scalar(b, n.src[1]):
+            continue
+        if can_compute_in_place(b, n, users):
             if try_place(b, n.src[1], b.regions[n]):
                 b.in_place.add(n)
+
+
+def is_inlined_scalar(b: Builder, value: Node) -> bool:
+    """A number, such as a step count: others compute it again rather than wait for its store."""
+    return not value.shape and OPS[value.op].family == "elementwise" and value not in b.stored
 
 
 def region(whole: Buf, attrs: tuple) -> Buf:
