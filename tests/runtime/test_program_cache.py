@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -66,7 +67,7 @@ def counts(cache, monkeypatch):
 def forget() -> None:
     """What a new process would not know."""
     compiler._programs.clear()
-    program_cache.source_digest.cache_clear()
+    gc.collect()  # a node that is alive keeps its line
 
 
 def stored(cache) -> Path:
@@ -181,13 +182,12 @@ def test_the_digest_is_of_all_that_compiles(tmp_path, monkeypatch):
 
 
 def test_sources_edited_after_they_were_loaded_are_not_trusted(counts, monkeypatch):
-    forget()
     monkeypatch.setattr(program_cache, "_loaded_at", 0.0)
     Step().run()
     forget()
     Step().run()
     assert counts()[:2] == (2, 0)
-    forget()
+    program_cache.source_digest.cache_clear()
 
 
 @pytest.mark.parametrize("switches", [{"check": True}, {"debug": "5"}])
