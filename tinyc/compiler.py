@@ -202,11 +202,12 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     if device == "numpy":
         return NumpyExecutable(outputs, leaves)
     native = get_device(device)
-    start = time.perf_counter()
+    start, loaded = time.perf_counter(), programs_loaded
     program = find_program(outputs, leaves, device)
     middle = time.perf_counter()
     executable = NativeExecutable(program, native.load(program), device, outputs, leaves)
-    report(outputs, program, middle - start, time.perf_counter() - middle)
+    verb = "compiled" if programs_loaded == loaded else "loaded"
+    report(verb, outputs, program, middle - start, time.perf_counter() - middle)
     return executable
 
 
@@ -241,12 +242,13 @@ def host_target() -> Target:
     return replace(CPU, lanes=lanes, registers=32 if lanes == 16 else 16)
 
 
-def report(outputs: tuple[Node, ...], program: Program, passes: float, compiling: float) -> None:
-    """DEBUG=1: one line for each compilation; DEBUG=4: the source."""
+def report(verb: str, outputs: tuple[Node, ...], program: Program, passes: float,
+           compiling: float) -> None:
+    """DEBUG=1: one line for each program; DEBUG=4: the source."""
     if config.current().debug.level < 1:
         return
     nodes = len(toposort(outputs))
-    debug_line(1, f"compiled {nodes} nodes -> {len(program.kernels)} kernels "
+    debug_line(1, f"{verb} {nodes} nodes -> {len(program.kernels)} kernels "
                   f"[{format_origin(outputs[0].origin)}]  passes {passes * 1e3:.0f} ms, "
                   f"compiler {compiling * 1e3:.0f} ms, arena {program.arena_size / 1024:.0f} KiB")
     for kernel in program.kernels:
