@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -361,7 +361,9 @@ def _objects(unit: Unit) -> list[str]:
     return [f"part{i}.o" for i in range(1, unit.parts + 1)]
 
 
-def _side_by_side(jobs: list[tuple[list[str], Path]]) -> Iterator[tuple[int, str]]:
+def _side_by_side(
+    jobs: list[tuple[list[str], Path]],
+) -> Generator[tuple[int, str], None, None]:
     """Run command lines, one on each CPU; give exit status and output in their order."""
     running: deque[_Process] = deque()
     with contextlib.ExitStack() as stack:
