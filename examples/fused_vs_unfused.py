@@ -10,6 +10,7 @@ import argparse
 
 import tinyc
 from tinyc import nn, optim
+from tinyc.models import LeNet
 
 SCALE = 1  # divides the sizes
 
@@ -49,18 +50,8 @@ def conv():
     return lambda x: layer(x).relu(), tinyc.randn(max(1, 32 // SCALE), 16, 28, 28)
 
 
-def adam():
-    """Adam over twenty parameters: one loop over all of them"""
-    params = [tinyc.randn(256 // SCALE, 256, requires_grad=True) for _ in range(20)]
-    optimizer = optim.Adam(params)
-    for param in params:
-        param.grad = tinyc.ones_like(param).realize()
-    return tinyc.jit(lambda: optimizer.step())
-
-
-def mlp():
-    """a training step: forward, loss, backward and Adam in one program"""
-    model = nn.Sequential(nn.Linear(784, 256 // SCALE), nn.ReLU(), nn.Linear(256 // SCALE, 10))
+def training(model):
+    """Return a jitted training step of a model with Adam."""
     optimizer = optim.Adam(model.parameters())
 
     @tinyc.jit
@@ -71,16 +62,22 @@ def mlp():
         optimizer.step()
         return loss
 
-    return step, tinyc.randn(128, 784), tinyc.randint(0, 10, (128,))
+    return step
 
 
-CASES = {f.__name__: f for f in (chain, softmax, layer_norm, linear, conv, adam, mlp)}
+def mlp():
+    """a training step of a perceptron: forward, loss, backward, Adam in one program"""
+    model = nn.Sequential(nn.Linear(784, 256 // SCALE), nn.ReLU(), nn.Linear(256 // SCALE, 10))
+    return training(model), tinyc.randn(128, 784), tinyc.randint(0, 10, (128,))
 
 
-def made(name: str) -> tuple:
-    """Return (function, *arguments) of a case."""
-    case = CASES[name]()
-    return case if isinstance(case, tuple) else (case,)
+def lenet():
+    """a training step of LeNet on 64 images; Adam updates all parameters in one kernel"""
+    batch = max(1, 64 // SCALE)
+    return training(LeNet()), tinyc.randn(batch, 1, 28, 28), tinyc.randint(0, 10, (batch,))
+
+
+CASES = {f.__name__: f for f in (chain, softmax, layer_norm, linear, conv, mlp, lenet)}
 
 
 def main() -> None:
@@ -96,14 +93,14 @@ def main() -> None:
     SCALE = 16 if args.tiny else 1
     tinyc.manual_seed(0)
     if len(args.names) == 1:
-        function, *inputs = made(args.names[0])
+        function, *inputs = CASES[args.names[0]]()
         print(CASES[args.names[0]].__doc__, end="\n\n")
         print(tinyc.compare(function, *inputs, repeats=args.steps), end="\n\n")
         print(tinyc.explain(function, *inputs))
         return
     print(f"{'':12}{'kernels':>9}{'unfused':>9}{'us':>11}{'unfused us':>12}{'ratio':>8}  what")
     for name in args.names or CASES:
-        function, *inputs = made(name)
+        function, *inputs = CASES[name]()
         result = tinyc.compare(function, *inputs, repeats=args.steps)
         unfused = sum(kernel.unfused_kernels for kernel in result.kernels)
         print(

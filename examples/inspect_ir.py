@@ -33,6 +33,11 @@ def main() -> None:
     print(normalised(x, scale)[0, :4])
     print(normalised.graph())
 
+    if normalised.program is None:
+        print("\nThe numpy device interprets the graph: no kernels, no loops, no source.")
+        print("`tinyc doctor` says what a compiled device needs.")
+        return
+
     title("3. The scheduler puts operations into loops. What was joined, what not, and why:")
     print(tinyc.explain(normalised, x, scale))
 
@@ -45,11 +50,10 @@ def main() -> None:
     title("6. Is it worth it? One operation to a kernel, against fused.")
     print(tinyc.compare(normalised, x, scale, repeats=5))
 
-    title("7. The gradient is a graph too, built from the function's own nodes.")
-    w = tinyc.randn(4, requires_grad=True)
-    (w * w).sum().backward()
-    print("w      ", w.tolist())
-    print("w.grad ", w.grad.tolist())
+    title("7. A gradient is a graph too, built from the function's nodes; it is fused with them.")
+    gradient = tinyc.jit(tinyc.grad(lambda w: (w.tanh() ** 2).sum()))
+    print(gradient(scale)[:4])
+    print(gradient.graph())
 
 
 if __name__ == "__main__":

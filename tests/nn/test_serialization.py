@@ -116,7 +116,11 @@ def test_killing_a_save_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
             [sys.executable, "-c", SAVER, str(path)],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TINYC_DEVICE": "numpy"},
+            env={
+                **os.environ,
+                "TINYC_DEVICE": "numpy",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
         )
         assert process.stdout is not None
         process.stdout.readline()
