@@ -42,6 +42,7 @@ def add_leaf(handle: Handle) -> None:
         handle._parent = None
         if state.tracing is None:
             handle._slot = Slot(compute([node])[0], handle._origin)
+            handle._made_of, handle._checked = None, -1
         else:
             handle._node = state.placeholder(node.shape, node.dtype, device_of(node))
             state.define(handle._node, node)
@@ -86,7 +87,8 @@ def realize(handles: Iterable[Handle] = ()) -> None:
 
 
 def _add_unknown(roots: dict[int, Handle], root: Handle) -> None:
-    if root._slot is None and stored_leaf(root._node) is None:
+    # A graph that was given up goes once the handle has the value in memory of its own.
+    if root._slot is None and (root._freed or stored_leaf(root._node) is None):
         roots[id(root)] = root
 
 
@@ -112,7 +114,8 @@ def _bind(handle: Handle, buffer: Buffer) -> None:
     """Let an expression refer to its value in memory of its own."""
     slot = Slot(buffer, handle._origin)
     leaf = slot.leaf()
-    if handle._node.op is not Op.BUFFER:
+    # Constants belong to no device, so their value on one is not theirs.
+    if handle._node.op is not Op.BUFFER and handle._node.device is not None:
         stored.put(handle._node, leaf)
     if handle._mode & GRAD and not handle._freed:
         handle._computed = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc.composites import indexing
+from tinyc.composites import indexing, linear
 from tinyc.composites.axes import one_axis
 from tinyc.diagnostics import AxisError, DTypeError, ShapeError
 from tinyc.ir import build as b
@@ -138,9 +138,9 @@ class Views(Handle):
 
     def diagonal(self, dim1: int = 0, dim2: int = 1) -> Tensor:
         """Return the diagonal of two axes as a last axis."""
-        from tinyc.composites import linear
-
-        return self._apply(lambda x: linear.diagonal(x, dim1, dim2), self)
+        n = min(self.shape[dim1], self.shape[dim2])
+        square = self.narrow(dim1, 0, n).narrow(dim2, 0, n)
+        return square._apply(linear.diagonal, square, dim1, dim2)
 
     def split(self, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
         """Return pieces of one size along an axis, the last one shorter, or of given sizes."""
