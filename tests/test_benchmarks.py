@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+OURS = ("adapters", "machine", "processes", "report", "results", "weights", "workloads")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -17,8 +18,9 @@ def _path(monkeypatch, tmp_path):
     monkeypatch.setenv("BENCH_WORK", str(tmp_path))
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("workloads", "weights", "report", "results", "processes", "machine"):
-        sys.modules.pop(name, None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in OURS:
+            del sys.modules[name]
 
 
 def cell(*medians: float, losses: list[float], others: float = 0.0) -> dict:
@@ -85,3 +87,29 @@ def test_absent_frameworks_are_known_without_importing_them(tmp_path):
     assert processes.modes_of("torch") == ["eager", "compile"]
     assert processes.modes_of("tinygrad") == ["jit"]
     assert set(processes.ADAPTERS) == {"jax", "numpy", "tinyc", "tinygrad", "torch"}
+
+
+def test_tinycs_adapter_computes_what_numpys_does(tmp_path):
+    import workloads
+    from adapters import numpy_, tinyc_
+
+    numpy_.init("numpy", 1)
+    tinyc_.init("jit", 2)
+    for name in ("mm_256", "tiny_eager", "tiny_jitcall"):
+        w = {**workloads.WORKLOADS[name]}
+        expected = numpy_.make({**w, "name": name.replace("jitcall", "eager")}, "numpy")
+        found = tinyc_.make(w, "jit")
+        for a, b in zip(found.check(), expected.check(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_tinycs_adapter_trains():
+    import workloads
+    from adapters import tinyc_
+
+    tinyc_.init("jit", 2)
+    case = tinyc_.make(workloads.WORKLOADS["mlp"], "jit")
+    # PyTorch's losses from the same weights and batches
+    expected = [2.309663, 2.313196, 2.325159, 2.314722, 1.857850, 1.915029]
+    losses = [case.step(i) for i in range(6)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)

@@ -35,7 +35,8 @@ class Guards:
         if not isinstance(function, FunctionType) or id(function) in seen:
             return
         seen.add(id(function))
-        if function.__module__.partition(".")[0] == "tinyc":
+        home = function.__module__ or ""  # None for what exec has made
+        if home.partition(".")[0] == "tinyc":
             return
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             value = _content(cell)

@@ -124,10 +124,9 @@ def identity(kind: str, dtype: DType) -> Const:
         return Const(dtype.np.type(0).item(), dtype)
     if dtype.kind == "f":
         return Const(float("-inf"), dtype)
-    import numpy as np
-
-    lowest = False if dtype.kind == "b" else int(np.iinfo(dtype.np).min)
-    return Const(lowest, dtype)
+    if dtype.kind == "b":
+        return Const(False, dtype)
+    return Const(-(1 << 8 * dtype.itemsize - 1) if dtype.kind == "i" else 0, dtype)
 
 
 def accumulator(low: Lowering, stage: Stage, around: tuple[Loop, ...],
