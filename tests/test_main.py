@@ -105,6 +105,17 @@ def test_version_and_help(capsys):
         assert command in shown
 
 
+def test_demo_passes_arguments_on(tmp_path, monkeypatch, capsys):
+    example = tmp_path / "examples" / "train_cnn.py"
+    example.parent.mkdir()
+    example.write_text("import sys\nprint('got', sys.argv[1:])\n")
+    monkeypatch.setattr(__main__, "__file__", str(tmp_path / "tinyc" / "__main__.py"))
+    assert __main__.main(["demo", "--steps", "3"]) == 0
+    assert "got ['--steps', '3']" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        __main__.main(["cache", "--steps", "3"])
+
+
 def test_demo_outside_a_clone_says_where_the_examples_are(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(__main__, "__file__", str(tmp_path / "tinyc" / "__main__.py"))
     monkeypatch.chdir(tmp_path)

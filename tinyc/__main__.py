@@ -16,7 +16,12 @@ from tinyc.version import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = parser().parse_args(argv)
+    commands = parser()
+    options, rest = commands.parse_known_args(argv)
+    if options.run is run_demo:
+        options.arguments = rest
+    elif rest:
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -31,8 +36,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--version", action="version", version=f"tinyc {__version__}")
     commands = p.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="train a CNN on MNIST and show what happened")
-    demo.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the example")
+    demo = commands.add_parser(
+        "demo",
+        help="train a CNN on MNIST and show what happened",
+        description="Run examples/train_cnn.py, which gets all further arguments.",
+    )
     demo.set_defaults(run=run_demo)
     doctor = commands.add_parser("doctor", help="what tinyc finds here, and what would fix it")
     doctor.set_defaults(run=run_doctor)
