@@ -72,7 +72,7 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         order = self._order()
         self.epoch += 1
-        batches = (
+        batches: Iterator[Any] = (
             self._fetch(order[i * self.batch_size : (i + 1) * self.batch_size])
             for i in range(len(self))
         )

@@ -66,28 +66,28 @@ def arrange(params: Sequence[Tensor]) -> list[Segment]:
     """
     loose: dict[tuple[object, object], list[Tensor]] = {}
     for param in params:
-        if param.alias is None or not isinstance(param.alias[0], Arena):
+        if _place(param) is None:
             loose.setdefault((param.dtype, param.device), []).append(param)
     for together in loose.values():
         _move(together)
     segments: list[Segment] = []
     index_of = {id(param): index for index, param in enumerate(params)}
-    for param in sorted(params, key=_place):
-        base, begin = param.alias
+    places = [(*place, param) for param in params if (place := _place(param)) is not None]
+    for base, begin, param in sorted(places, key=lambda place: (place[0].uid, place[1])):
         if not segments or not _continues(segments[-1], base, begin):
             segments.append(Segment(base, begin))
         segments[-1].add(param, index_of[id(param)], begin)
     return segments
 
 
-def _place(param: Tensor) -> tuple[int, int]:
-    base, begin = param.alias
-    return base.uid, begin
+def _place(param: Tensor) -> tuple[Tensor, int] | None:
+    """Return the arena that a parameter lies in and where it begins, None for a loose one."""
+    alias = param.alias
+    return alias if alias is not None and isinstance(alias[0], Arena) else None
 
 
 def _continues(segment: Segment, base: Tensor, begin: int) -> bool:
-    last = segment.pieces[-1].param
-    return segment.base is base and begin == last.alias[1] + last.numel()
+    return segment.base is base and begin == segment.begin + segment.size
 
 
 def _is_ragged(param: Tensor) -> bool:
@@ -118,7 +118,8 @@ class Run:
     def gradient(self) -> Tensor:
         """Return the gradients as one flat tensor, of which ``.grad`` become views."""
         dtype = self.segment.base.dtype
-        flat = Tensor.cat([piece.param.grad.reshape(-1).to(dtype) for piece in self.pieces])
+        grads = [piece.param.grad for piece in self.pieces]
+        flat = Tensor.cat([grad.reshape(-1).to(dtype) for grad in grads if grad is not None])
         for piece in self.pieces:
             part = flat[piece.start - self.start : piece.stop - self.start]
             piece.param.grad = part.reshape(piece.param.shape)
