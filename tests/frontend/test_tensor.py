@@ -435,7 +435,7 @@ def test_python_numbers() -> None:
     assert list(range(5))[Tensor(1) : Tensor(3)] == [1, 2]
     assert len(Tensor([1, 2, 3])) == 3
     assert [t.item() for t in Tensor([1, 2])] == [1, 2]
-    a, b = Tensor([[1, 2], [3, 4]])
+    _a, b = Tensor([[1, 2], [3, 4]])
     assert b.tolist() == [3, 4]
     assert 3 in Tensor([1, 3])
     assert 5 not in Tensor([1, 3])

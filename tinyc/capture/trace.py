@@ -57,6 +57,8 @@ class Trace:
         finally:
             state.tracing = None
             drop_pending()
+            # What is left of the expressions made inside has no value outside.
+            state.expressions.clear()
             for handle, slot, mode, is_leaf in self.touched.values():
                 handle._slot, handle._mode, handle._is_leaf = slot, mode, is_leaf
                 handle._made_of, handle._checked = None, -1

@@ -28,7 +28,7 @@ from tinyc.ir.dtype import (
     promote,
 )
 from tinyc.ir.node import Node, toposort
-from tinyc.ir.ops import Op, describe, fail
+from tinyc.ir.ops import OPS, Op, describe, fail
 from tinyc.realization import add_leaf, array_of, is_known, overwrite, realize
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import CUT, GRAD, PLAIN, Handle
@@ -283,7 +283,7 @@ class Tensor(Operations, Views, Creation):
         what += ", requires_grad=True" if self.requires_grad else ""
         name = type(self).__name__
         if state.tracing is not None:
-            pending = sum(bool(n.src) for n in toposort([self.node]))
+            pending = sum(OPS[n.op].family not in ("leaf", "view") for n in toposort([self.node]))
             return f"{name}({what}, lazy: {pending} operations pending)"
         values = np.array2string(array_of(self), separator=", ", prefix=name + "(")
         return f"{name}({values}, {what})"
@@ -705,20 +705,17 @@ def _castable(name: str, node: Node, own: Node) -> Node:
     return b.cast(node, own.dtype)
 
 
+_LONG_NAMES = {dtype.np.name: dtype for dtype in DTYPES.values()}
+
+
 def as_dtype(dtype: Any) -> DType:
     """Return a dtype given as such, by name, or as numpy's or Python's type."""
     if isinstance(dtype, DType):
         return dtype
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return dtype_named(dtype)
+    if isinstance(dtype, str):
+        return _LONG_NAMES[dtype] if dtype in _LONG_NAMES else dtype_named(dtype)
     plain = {float: f32, int: i64, bool: bool_}.get(dtype)
-    if plain is not None:
-        return plain
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        return dtype_named(str(dtype))
-    return from_numpy(found)
+    return from_numpy(np.dtype(dtype)) if plain is None else plain
 
 
 def host_array(data: Any, dtype: DType | None) -> np.ndarray:
