@@ -208,6 +208,9 @@ def resolve(outputs: Sequence[Node]) -> list[Node]:
 
 def _cut(outputs: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
     """Return the nodes as they are computed from memory, and that memory by uid."""
+    leaves = _plain_leaves(outputs)
+    if leaves is not None:
+        return list(outputs), {leaf.attrs[0]: _memory_of(leaf).buffer for leaf in leaves}
     order, cuts = _order(outputs)
     new: dict[Node, Node] = {}
     memory: dict[int, Buffer] = {}
@@ -227,6 +230,29 @@ def _cut(outputs: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
         else:
             new[n] = with_sources(n, tuple([new[s] for s in n.src]))
     return [new[n] for n in outputs], memory
+
+
+def _plain_leaves(outputs: Sequence[Node]) -> list[Node] | None:
+    """Return the BUFFER leaves of a graph that is computed as it is; None if parts are replaced."""
+    entries = stored.entries
+    seen = set(outputs)
+    waiting = list(seen)
+    leaves = []
+    for n in waiting:  # grows while it is walked
+        if id(n) in entries:
+            return None
+        if n.src:
+            if n.op is Op.SLICE and n.src[0].op is Op.BUFFER:
+                return None
+            for source in n.src:
+                if source not in seen:
+                    seen.add(source)
+                    waiting.append(source)
+        elif n.op is Op.BUFFER:
+            if n.attrs[0] < 0:
+                return None
+            leaves.append(n)
+    return leaves
 
 
 def _memory_of(leaf: Node) -> Slot:

@@ -96,10 +96,8 @@ def test_errors_name_the_lines_of_operands_and_operation() -> None:
     b = ones(4, 5)
     with pytest.raises(ValueError) as caught:
         a @ b
-    lines = [
-        f"test_errors.py:{test_errors_name_the_lines_of_operands_and_operation.__code__.co_firstlineno + n}"
-        for n in (1, 2, 4)
-    ]
+    first = test_errors_name_the_lines_of_operands_and_operation.__code__.co_firstlineno
+    lines = [f"test_errors.py:{first + number}" for number in (1, 2, 4)]
     assert f"matmul (at {lines[2]})" in str(caught.value)
 
 
