@@ -96,6 +96,9 @@ def test_groups_have_options_of_their_own() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.1]
     optimizer.add_param_group({"params": Tensor([1.0], requires_grad=True)})
     assert len(optimizer.param_groups) == 3
+    optimizer.add_param_group({"params": []})
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
     with pytest.raises(ValueError, match="in more than one group"):
         optimizer.add_param_group({"params": net[0].parameters()})
     with pytest.raises(TypeError, match="unknown option momentun"):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+import tinyc
 from tinyc import Tensor, nn, optim
 
 KINDS = {
@@ -122,3 +123,27 @@ def test_gradient_accumulation_is_one_large_batch() -> None:
         optimizer.step()
         results.append(model.weight.numpy())
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_accumulate_over_jitted_calls() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 8, 6)).astype(np.float32)
+    y = rng.integers(0, 3, (3, 8))
+    results = []
+    for wrap in (lambda f: f, tinyc.jit):
+        model = nn.Linear(6, 3)
+        nn.init.constant_(model.weight, 0.1)
+        nn.init.zeros_(model.bias)
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+
+        def add(x: Tensor, y: Tensor, model: nn.Module = model) -> None:
+            nn.functional.cross_entropy(model(x), y).backward()
+
+        add, step = wrap(add), wrap(optimizer.step)
+        for _ in range(3):
+            optimizer.zero_grad()
+            for a, b in zip(x, y):
+                add(Tensor(a), Tensor(b))
+            step()
+        results.append(model.weight.numpy())
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)

@@ -26,11 +26,12 @@ class ParamGroup(dict):  # type: ignore[type-arg]
         self.owner = owner
         self.segments: list[Segment] = arrange(self["params"])
         count = len(self["params"])
+        device = self["params"][0].device if count else None
         # f64, so that the rate is exactly the Python number and small biases keep their digits.
-        self.rate = Tensor(np.array(self["lr"], np.float64))
-        self.steps = Tensor(np.array(0.0, np.float64))
+        self.rate = Tensor(np.array(self["lr"], np.float64), device=device)
+        self.steps = Tensor(np.array(0.0, np.float64), device=device)
         # Steps in which a parameter had no gradient; parameters of one class missed the same.
-        self.missed = Tensor(np.zeros(count, np.float64))
+        self.missed = Tensor(np.zeros(count, np.float64), device=device)
         self.classes = [0] * count
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -207,7 +208,7 @@ class Optimizer:
     def _count_missed(self, group: ParamGroup, missing: list[int]) -> None:
         flags = np.zeros(len(group["params"]), np.float64)
         flags[missing] = 1
-        group.missed.assign(group.missed + Tensor(flags))
+        group.missed.assign(group.missed + Tensor(flags, device=group.missed.device))
 
     def _remark(self, group: ParamGroup, missing: list[int]) -> None:
         shapes = ", ".join(str(tuple(group["params"][index].shape)) for index in missing[:4])
@@ -300,8 +301,9 @@ class Optimizer:
                         flat[piece.start : piece.stop] = rows[piece.index][name].ravel()
                 tensor.load(flat)
         steps = np.array([float(row.get("step", 0)) for row in rows])
-        group.steps.load(steps.max())
-        group.missed.load(steps.max() - steps)
+        most = steps.max(initial=0)
+        group.steps.load(most)
+        group.missed.load(most - steps)
         classes = [int(number) for number in np.unique(steps, return_inverse=True)[1]]
         if classes != group.classes:
             config.bump_epoch()
