@@ -33,18 +33,33 @@ class Block:
 class _Lease:
     """The base of a buffer's array: numpy views hold it, its death gives the block back."""
 
-    __slots__ = ("__array_interface__", "__weakref__", "_block", "_nbytes", "_returned")
+    __slots__ = ("__weakref__", "_block", "_dtype", "_nbytes", "_returned", "_shape")
 
     def __init__(
-        self, block: Block, nbytes: int, interface: dict, returned: deque[tuple[Block, int]]
+        self,
+        block: Block,
+        nbytes: int,
+        dtype: DType,
+        shape: tuple[int, ...],
+        returned: deque[tuple[Block, int]],
     ):
         self._block = block
         self._nbytes = nbytes
+        self._dtype = dtype
+        self._shape = shape
         self._returned = returned
-        self.__array_interface__ = interface
+
+    @property
+    def __array_interface__(self) -> dict:
+        return {
+            "shape": self._shape,
+            "typestr": self._dtype.np.str,
+            "data": (self._block.address, False),
+            "version": 3,
+        }
 
     def __del__(self) -> None:
-        # The garbage collector may come here inside `Allocator.array`, so take no lock.
+        # The garbage collector may come here inside `Allocator.lease`, so take no lock.
         self._returned.append((self._block, self._nbytes))
 
 
@@ -89,7 +104,11 @@ class Allocator:
 
         MemoryError tells the shape and the bytes asked for.
         """
-        nbytes = prod(shape) * dtype.itemsize
+        lease, address = self.lease(dtype, shape, prod(shape) * dtype.itemsize)
+        return np.asarray(lease), address
+
+    def lease(self, dtype: DType, shape: tuple[int, ...], nbytes: int) -> tuple[_Lease, int]:
+        """Return what `array` makes its array of, and the address."""
         size = size_class(nbytes)
         with self._lock:
             self._collect()
@@ -103,13 +122,7 @@ class Allocator:
             self._live_bytes += nbytes
             if self._live_bytes > self._peak_bytes:
                 self._peak_bytes = self._live_bytes
-        interface = {
-            "shape": shape,
-            "typestr": dtype.np.str,
-            "data": (block.address, False),
-            "version": 3,
-        }
-        return np.asarray(_Lease(block, nbytes, interface, self._returned)), block.address
+        return _Lease(block, nbytes, dtype, shape, self._returned), block.address
 
     def trim(self, keep: int = 0) -> None:
         """Give free blocks back to the system, largest first, until `keep` bytes are left."""
@@ -195,19 +208,36 @@ class Buffer:
     numpy views of `array` are gone. `uid` is unique in the process.
     """
 
-    __slots__ = ("__weakref__", "array", "device", "dtype", "nbytes", "ptr", "shape", "uid")
+    __slots__ = ("__weakref__", "_memory", "device", "dtype", "nbytes", "ptr", "shape", "uid")
 
     def __init__(self, device: str, dtype: DType, shape: tuple[int, ...]) -> None:
-        self._set(device, dtype, *ALLOCATOR.array(dtype, shape))
+        nbytes = prod(shape) * dtype.itemsize
+        self._set(device, dtype, shape, nbytes, *ALLOCATOR.lease(dtype, shape, nbytes))
 
-    def _set(self, device: str, dtype: DType, array: np.ndarray, address: int) -> None:
+    def _set(
+        self,
+        device: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        nbytes: int,
+        memory: _Lease | np.ndarray,
+        address: int,
+    ) -> None:
         self.uid = next(_uids)
         self.device = device
         self.dtype = dtype
-        self.array = array
-        self.shape = array.shape
-        self.nbytes = array.nbytes
+        self.shape = shape
+        self.nbytes = nbytes
+        self._memory = memory
         self.ptr = address
+
+    @property
+    def array(self) -> np.ndarray:
+        """The memory as numpy sees it, made when somebody looks: programs take the pointer."""
+        memory = self._memory
+        if type(memory) is _Lease:
+            memory = self._memory = np.asarray(memory)
+        return memory
 
     @staticmethod
     def from_numpy(array: np.ndarray, device: str, copy: bool = True) -> Buffer:
@@ -220,7 +250,8 @@ class Buffer:
         dtype = from_numpy(array.dtype)
         if not copy and shareable(array):
             buffer = Buffer.__new__(Buffer)
-            buffer._set(device, dtype, array, address_of(array))
+            address = address_of(array)
+            buffer._set(device, dtype, array.shape, array.nbytes, array, address)
             return buffer
         buffer = Buffer(device, dtype, array.shape)
         buffer.array[...] = array
