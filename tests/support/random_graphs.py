@@ -238,7 +238,7 @@ def cast(g: Graph) -> Node | None:
 
 
 def bitcast(g: Graph) -> Node | None:
-    x = g.node(lambda n: n.dtype.kind in "iu" or n.dtype.kind == "f" and g.exact[n])
+    x = g.node(lambda n: n.dtype.kind in "iu" or n.dtype.kind == "f" and g.exact[n] and g.values[n].all())
     if x is None:
         return None
     options = [t for t in (*INTEGERS,) if t.itemsize == x.dtype.itemsize]

@@ -245,20 +245,25 @@ def incomplete(f: Fuser, loop: Loop, stage: Stage, way: Shared, p: Stage, v: Var
     return ""
 
 
-def overwrites_same(f: Fuser, loop: Loop, stage: Stage, reader: Stage, v: Var) -> bool:
-    """True if, at each iteration, the reader has read just what the stage overwrites."""
+def overwrites_same(f: Fuser, loop: Loop, stage: Stage, before: Stage, v: Var) -> bool:
+    """True if, at each iteration, `before` is done with just what the stage overwrites."""
     if v not in stage.axes:
         return False
-    dim = stage.axes.index(v)
-    for read in reader.reads:
-        if read.buf.storage is not stage.buf.storage:
-            continue
-        same = read.buf.shape == stage.buf.shape and read.buf.offset == stage.buf.offset
-        at = read.index[dim].substitute(
-            {a: Affine.of(b) for a, b in f.mapping[reader].items()}) if same else None
-        if at != Affine.of(loop.var):
+    dim, names = stage.axes.index(v), f.mapping[before]
+    for read in before.reads:
+        if read.buf.storage is stage.buf.storage and not (
+                same_region(read.buf, stage.buf) and single(read.index[dim], names) is loop.var):
             return False
-    return True
+    if before.buf.storage is not stage.buf.storage:
+        return True
+    if before.kind == "scatter" or not same_region(before.buf, stage.buf):
+        return False
+    return names.get(before.axes[dim], before.axes[dim]) is loop.var
+
+
+def same_region(a: Buf, b: Buf) -> bool:
+    """True if two buffers of one storage have each element at the same place."""
+    return (a.shape, a.strides, a.offset) == (b.shape, b.strides, b.offset)
 
 
 def cannot_accumulate(f: Fuser, stage: Stage, way: Shared, depth: int) -> str:
