@@ -21,7 +21,7 @@ from tinyc.diagnostics import ShapeError
 from tinyc.ir import build
 from tinyc.ir.node import Node
 from tinyc.ir.ops import fail
-from tinyc.tensor import Tensor, apply
+from tinyc.tensor import Tensor, apply, is_grad_enabled
 
 Extents = int | Sequence[int]
 
@@ -133,7 +133,7 @@ def max_pool2d(
     """Return the maximum of each window; the first one takes the gradient, NaN wins."""
     return apply(
         convolution.max_pool, input, kernel_size, stride, padding, dilation, ceil_mode,
-        gradient=input.requires_grad,
+        gradient=input.requires_grad and is_grad_enabled(),
     )  # fmt: skip
 
 
@@ -170,16 +170,17 @@ def batch_norm(
 
     In training the running statistics are moved in place.
     """
-    moved: list[Node | None] = []
+    step = momentum.detach().node if isinstance(momentum, Tensor) else momentum
+    moved: list[Node] = []
 
-    def normalized(x: Node, mean: Node, var: Node, *rest: Node) -> Node:
-        found = normalization.batch_norm(x, mean, var, *rest, training, momentum=step, eps=eps)
-        moved.extend((found.running_mean, found.running_var))
+    def normalized(x: Node, mean: Node, var: Node, weight: Node, bias: Node) -> Node:
+        found = normalization.batch_norm(x, mean, var, weight, bias, training, step, eps)
+        if training and found.running_mean is not None and found.running_var is not None:
+            moved[:] = found.running_mean, found.running_var
         return found.y
 
-    step = momentum.detach().node if isinstance(momentum, Tensor) else momentum
     y = apply(normalized, input, running_mean, running_var, weight, bias)
-    if training and running_mean is not None and running_var is not None:
+    if moved and running_mean is not None and running_var is not None:
         running_mean.assign(Tensor._new(moved[0]))
         running_var.assign(Tensor._new(moved[1]))
     return y
