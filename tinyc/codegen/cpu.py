@@ -33,6 +33,7 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) ->
     body = transform(body, lambda s: block_chunks(s, kernel))
     body = tuple(t for s in body for t in lanes(s, target))
     body = transform(body, hoist_all)
+    body = transform(body, inline_single)
     return transform(body, vectorize_all)
 
 
@@ -122,6 +123,15 @@ def lanes(stmt: Stmt, target: Target) -> tuple[Stmt, ...]:
 def hoist_all(stmt: Stmt) -> tuple[Stmt, ...]:
     """Move what does not change out of a loop."""
     return p.hoist(stmt) if isinstance(stmt, For) else (stmt,)
+
+
+def inline_single(stmt: Stmt) -> tuple[Stmt, ...]:
+    """A loop of one iteration is its body."""
+    if not isinstance(stmt, For) or stmt.var.extent != 1 or stmt.limit is not None:
+        return (stmt,)
+    if stmt.kind == "chunk" or any(isinstance(s, Alloc) for s in stmt.body):
+        return (stmt,)
+    return p.unroll(stmt)
 
 
 def vectorize_all(stmt: Stmt) -> tuple[Stmt, ...]:
