@@ -97,29 +97,17 @@ class Slot:
     the capture in which the slot was made. `freed` says that the value's graph was given up.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_base",
-        "born",
-        "buffer",
-        "freed",
-        "leaves",
-        "origin",
-        "pending",
-        "writers",
-        "written",
-    )
+    written: Origin | None = None
+    pending: Node | None = None
+    leaves: Sequence[ref[Handle]] = ()
+    writers: Sequence[list[int]] = ()
+    freed = False
+    _base = 0
 
     def __init__(self, buffer: Buffer, origin: Origin) -> None:
         self.buffer = buffer
         self.origin = origin
-        self.written: Origin | None = None
-        self.pending: Node | None = None
-        self.leaves: list[ref[Handle]] = []
-        self.writers: list[list[int]] = []
         self.born = tracing
-        self.freed = False
-        self._base = 0
 
     @property
     def version(self) -> int:
@@ -363,8 +351,7 @@ def register_leaf(handle: Handle) -> None:
     """Let the slot behind a handle know that the handle wants a gradient."""
     slot = handle._root._slot
     assert slot is not None
-    slot.leaves = [other for other in slot.leaves if other() is not None]
-    slot.leaves.append(ref(handle))
+    slot.leaves = [*[other for other in slot.leaves if other() is not None], ref(handle)]
 
 
 def device_of(node: Node) -> str:

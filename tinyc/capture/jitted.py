@@ -40,14 +40,16 @@ class Variant:
 
     def fits(self, static: Any, tensors: list[Tensor]) -> bool:
         """Tell whether the program is right for a call."""
-        return (
-            self.epoch == config.epoch()
-            and self.static == static
-            and self.recording is recording.on
-            and self.specs == [spec_of(tensor) for tensor in tensors]
-            and self.guards.hold()
-            and self.replay.fits_grads()
-        )
+        if (
+            self.epoch != config.epoch()
+            or self.static != static
+            or self.recording is not recording.on
+        ):
+            return False
+        for spec, tensor in zip(self.specs, tensors):
+            if spec_of(tensor) != spec:
+                return False
+        return self.guards.hold() and self.replay.fits_grads()
 
     def difference(self, static: Any, tensors: list[Tensor]) -> str:
         """Return in words why the program does not fit a call."""

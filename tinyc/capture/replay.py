@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,6 @@ class Replay:
         self.grads: list[tuple[Tensor | int, Any]] = []
         self.overwritten: list[Slot] = []
         self.donated: list[int] = []
-        self._lock = threading.Lock()
         # (position among the leaves, input) of what changes from call to call; the rest is state.
         self._inputs: list[tuple[int, int]] = []
         self._state: list[Slot | None] = []
@@ -112,10 +110,11 @@ class Replay:
         self._overwritten = {id(slot) for slot in self.overwritten}
         self._uids = {slot.buffer.uid for slot in self.overwritten}
         for slot in self.overwritten:
-            slot.writers.append(self.runs)
+            slot.writers = [*slot.writers, self.runs]
         if isinstance(self.executable, NativeExecutable):
             self._native = self.executable.native
             leaves = len(self._buffers)
+            self._returned_at = [(leaves + k, *self._fresh[k]) for k in range(values)]
             self._pointers = (ctypes.c_void_p * (leaves + len(self._fresh)))()
             for position, buffer in enumerate(self._buffers):
                 if buffer is not None:
@@ -131,9 +130,13 @@ class Replay:
 
     def fits_grads(self) -> bool:
         """Tell whether gradients are there or not as they were at the capture."""
-        if any(tensor._grad is not None for tensor in self.without_grad):
-            return False
-        return all(tensor._grad is not None for tensor in self.with_grad)
+        for tensor in self.without_grad:
+            if tensor._grad is not None:
+                return False
+        for tensor in self.with_grad:  # noqa: SIM110  (this runs at every call)
+            if tensor._grad is None:
+                return False
+        return True
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Run on the tensors of a call and return what the function returns."""
@@ -143,10 +146,12 @@ class Replay:
             late = readers(self._uids)
             if late:
                 run(late)
-        inputs = tensors if not self.with_grad else [*tensors, *[t.grad for t in self.with_grad]]
+        inputs: Sequence[Any] = tensors
+        if self.with_grad:
+            inputs = [*tensors, *[tensor.grad for tensor in self.with_grad]]
         buffers = []
         for tensor in inputs:
-            slot = tensor._slot  # type: ignore[union-attr]
+            slot = tensor._slot
             buffers.append(_buffer_of(tensor) if slot is None else slot.buffer)
         if self._overwritten or self.donated:
             self._check_aliases(inputs, buffers)
@@ -155,7 +160,7 @@ class Replay:
             self.runs[0] += 1
             clock.writes += 1
         for number in self.donated:
-            inputs[number]._root._slot.overwritten()  # type: ignore[union-attr]
+            inputs[number]._slot.overwritten()
         for target, grad in self.grads:
             if isinstance(target, int):
                 tensors[target]._grad = None if grad is None else _tensor(values[grad])
@@ -168,21 +173,18 @@ class Replay:
         native = self._native
         if native is None or _watched():
             return self._call_watched(buffers)
+        pointers = self._pointers
         values = []
-        with self._lock:
-            pointers = self._pointers
+        with native.device.lock:
             for position, number in self._inputs:
                 pointers[position] = buffers[number].ptr
-            position = len(self._buffers)
-            for shape, dtype, device in self._fresh[: self.values]:
+            for position, shape, dtype, device in self._returned_at:
                 buffer = Buffer(device, dtype, shape)
                 pointers[position] = buffer.ptr
                 values.append(buffer)
-                position += 1
             if self.taken:
-                self._renew(position)
-            with native.device.lock:
-                native.call(pointers)
+                self._renew(len(self._buffers) + self.values)
+            native.call(pointers)
         return values
 
     def _renew(self, first: int) -> None:

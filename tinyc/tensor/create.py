@@ -51,7 +51,9 @@ class Creation(Handle):
     ) -> Tensor:
         """Return one number everywhere, in the dtype of the number by default."""
         size = (size,) if isinstance(size, int) else tuple(size)
-        value = fill_value.item() if isinstance(fill_value, (np.generic, Handle)) else fill_value
+        value = fill_value
+        if isinstance(value, (np.generic, Creation)):
+            value = value.item()  # type: ignore[union-attr]
         wanted = _dtype(dtype, default_dtype(value))
         return _made(b.full(size, value, wanted), device, requires_grad)
 

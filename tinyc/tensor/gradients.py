@@ -251,7 +251,7 @@ def _linearized(
     with enable_grad():
         result = function(*inner)
     value = result[0] if has_aux else result
-    if not isinstance(value, Handle):
+    if not hasattr(value, "node"):
         raise TinycError(f"grad: the function returned {type(value).__name__}, not a tensor")
     inner_value = value.node
     outside = _outer_mode([inner_value], inputs)

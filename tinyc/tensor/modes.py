@@ -73,7 +73,7 @@ class no_grad(_Mode):
         made = super().__new__(cls)
         if function is None:
             return made
-        made.__init__()
+        made._before = []
         return made(function)
 
 
