@@ -175,15 +175,7 @@ def _parse(equation: str, operands: Sequence[Node]) -> tuple[list[Labels], Label
         )
     widths = [len(x.shape) - len(t.replace("...", "")) for x, t in zip(operands, terms)]
     for x, term, width in zip(operands, terms, widths):
-        letters = term.replace("...", "")
-        if width < 0 or (width and "..." not in term) or (not letters.isalpha() and letters):
-            fail(
-                ShapeError,
-                "einsum",
-                f"the term {term!r} does not fit",
-                (x,),
-                "one letter for each axis; '...' stands for any further ones",
-            )
+        _check_term(x, term, width)
     dots = max([w for w, t in zip(widths, terms) if "..." in t], default=0)
     if not arrow:
         letters = left.replace("...", "").replace(",", "")
@@ -201,6 +193,14 @@ def _parse(equation: str, operands: Sequence[Node]) -> tuple[list[Labels], Label
             "each of its letters stands there once and in some operand",
         )
     return labels, out
+
+
+def _check_term(x: Node, term: str, dots: int) -> None:
+    letters = term.replace("...", "")
+    fits = dots >= 0 and (dots == 0 or "..." in term)
+    if not fits or (letters and not letters.isalpha()):
+        rule = "one letter for each axis; '...' stands for any further ones"
+        fail(ShapeError, "einsum", f"the term {term!r} does not fit", (x,), rule)
 
 
 def _label_term(term: str, dots: int) -> Labels:
