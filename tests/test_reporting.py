@@ -91,6 +91,48 @@ class TestCompare:
         assert "medians of 2 runs each, in turns" in lines[-1]
 
 
+class TestJitted:
+    @pytest.fixture
+    def step(self):
+        from tinyc import jit, nn, optim
+
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        optimizer = optim.Adam(model.parameters())
+
+        @jit
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    @pytest.fixture
+    def batch(self) -> tuple[Tensor, Tensor]:
+        r = np.random.default_rng(0)
+        return Tensor(r.random((32, 8), np.float32)), Tensor(r.integers(0, 3, 32))
+
+    def test_a_step_is_one_program_captured_or_not(self, step, batch):
+        first = explain(step, *batch)
+        again = explain(step, *batch)
+        assert len(first.programs) == len(again.programs) == 1
+        assert first.kernels == again.kernels
+        assert len(first.kernels) <= 14
+
+    def test_comparing_is_one_step_of_training(self, step, batch):
+        twin = [step(*batch).item() for _ in range(3)]
+        found = compare(step, *batch, repeats=2)
+        assert sum(kernel.unfused_kernels for kernel in found.kernels) > len(found.kernels)
+        assert step(*batch).item() < twin[-1]
+
+    def test_the_flops_of_a_step_are_those_of_the_unfused_one(self, step, batch):
+        found = compare(step, *batch, repeats=1)
+        assert found.fused_flops <= 1.15 * found.unfused_flops
+        assert found.fused_bytes < found.unfused_bytes
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0 "), (999, "999 "), (1500, "1.5 k"), (12_345_678, "12.3 M")]
 )
