@@ -67,7 +67,7 @@ class Generator:
 
     def set_state(self, where: np.ndarray) -> Generator:
         """Go to where another generator was at its ``get_state``."""
-        if state.tracing is not None:
+        if state.capturing.trace is not None:
             raise TracingError("a generator's state is set outside functions that jit captures")
         seed, counter = (int(number) for number in where)
         self._seed.buffer.array[...] = seed
@@ -84,9 +84,9 @@ class Generator:
     def draw(self, count: int) -> tuple[tuple[Node, Node], Node]:
         """Return (key, counter) for `count` numbers, and go on behind them."""
         self._move(config.current().device)
-        if state.tracing is not None:
+        if state.capturing.trace is not None:
             counter = self._counter.leaf()
-            offset = state.tracing.skip(self, count)
+            offset = state.capturing.trace.skip(self, count)
             return _words(self._seed.leaf()), b.add(counter, offset) if offset else counter
         # A copy, so that the program of a draw takes the counter as an input.
         now = _number(int(self._counter.buffer.array))

@@ -34,19 +34,19 @@ from tinyc.state import (
 def add_leaf(handle: Handle) -> None:
     """Make a handle one that wants a gradient: it gets memory, so a node that is its alone."""
     root = handle._root
-    if state.tracing is None:
+    if state.capturing.trace is None:
         own(root)
     if root._slot is None:
         # The root keeps its graph; this handle gets a value of its own.
         node = handle.node
         handle._parent = None
-        if state.tracing is None:
+        if state.capturing.trace is None:
             handle._slot = Slot(compute([node])[0], handle._origin)
             handle._made_of, handle._checked = None, -1
         else:
             handle._node = state.placeholder(node.shape, node.dtype, device_of(node))
             state.define(handle._node, node)
-            state.tracing.leaves[handle._node] = ref(handle)
+            state.capturing.trace.leaves[handle._node] = ref(handle)
     handle._mode = GRAD
     handle._is_leaf = True
     if handle._root._slot is not None:
@@ -67,13 +67,18 @@ def realize(handles: Iterable[Handle] = ()) -> None:
     Within a capture nothing is computed: the program does that. StaleError names a tensor that
     was overwritten and is still read. When a program fails, pending writes are dropped.
     """
-    if state.tracing is not None:
+    if state.capturing.trace is not None:
         return
-    roots: dict[int, Handle] = {}
-    for handle in handles:
-        _add_unknown(roots, handle._root)
-    if not roots and not pending:
-        return
+    with state.lock:
+        roots: dict[int, Handle] = {}
+        for handle in handles:
+            _add_unknown(roots, handle._root)
+        if roots or pending:
+            run(_with_others(roots))
+
+
+def _with_others(roots: dict[int, Handle]) -> list[Handle]:
+    """Return the expressions to compute, with those that belong to the same program."""
     for handle in list(roots.values()):
         for member in handle._group or ():
             other = member()
@@ -83,7 +88,7 @@ def realize(handles: Iterable[Handle] = ()) -> None:
     if pending:
         for handle in readers({slot.buffer.uid for slot in pending.values()}):
             roots.setdefault(id(handle), handle)
-    run(list(roots.values()))
+    return list(roots.values())
 
 
 def _add_unknown(roots: dict[int, Handle], root: Handle) -> None:
@@ -355,8 +360,8 @@ def array_of(handle: Handle) -> np.ndarray:
 
     TracingError within a capture, where there is no value yet.
     """
-    if state.tracing is not None:
-        raise TracingError(state.tracing.no_value())
+    if state.capturing.trace is not None:
+        raise TracingError(state.capturing.trace.no_value())
     if not is_known(handle):
         constant = _quick_value(handle.node, {})
         if constant is not None:
@@ -400,11 +405,11 @@ def overwrite(handle: Handle, array: np.ndarray, origin: Origin) -> None:
         root._slot = owners.get(stored_leaf(root._node))  # type: ignore[arg-type]
     slot = root._slot
     assert slot is not None
-    if pending:
+    with state.lock:
         realize()
-    late = readers({slot.buffer.uid})
-    if late:
-        run(late)
-    slot.written = origin
-    slot.overwritten()
-    array_of(handle)[...] = array
+        late = readers({slot.buffer.uid})
+        if late:
+            run(late)
+        slot.written = origin
+        slot.overwritten()
+        array_of(handle)[...] = array

@@ -8,6 +8,7 @@ every live expression that reads what they replace.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -84,8 +85,17 @@ pending: dict[int, Slot] = {}
 # Weak references to handles that were made as expressions; the dead and computed are pruned.
 expressions: list[ref[Handle]] = []
 _next_prune = 1000
-# What is being captured by jit, if anything.
-tracing: Any = None
+# Guards the tables above: what is pending may be computed by any thread.
+lock = threading.RLock()
+
+
+class _Capturing(threading.local):
+    """What this thread captures by jit, if anything."""
+
+    trace: Any = None
+
+
+capturing = _Capturing()
 
 
 class Slot:
@@ -107,7 +117,7 @@ class Slot:
     def __init__(self, buffer: Buffer, origin: Origin) -> None:
         self.buffer = buffer
         self.origin = origin
-        self.born = tracing
+        self.born = capturing.trace
 
     @property
     def version(self) -> int:
@@ -295,7 +305,8 @@ class Handle:
     def _store(self, value: Node, region: tuple | None, mode: int, origin: Origin) -> None:
         slot = self._slot
         # Memory that a capture makes is the same at every run, so it is a first value there.
-        constant = slot is not None and tracing is not None and slot.born is tracing
+        trace = capturing.trace
+        constant = slot is not None and trace is not None and slot.born is trace
         if slot is None or constant or mode & GRAD:
             if region is not None:
                 value, mode = self._with_region(value, region, mode)
@@ -303,13 +314,14 @@ class Handle:
             return
         if mode:
             value = b.detach(value)
-        if region is None:
-            slot.pending = b.assign(slot.leaf(), value)
-        else:
-            slot.pending = b.assign(slot.pending or slot.leaf(), value, *region)
-        slot.written = origin
-        pending[id(slot)] = slot
-        clock.writes += 1
+        with lock:
+            if region is None:
+                slot.pending = b.assign(slot.leaf(), value)
+            else:
+                slot.pending = b.assign(slot.pending or slot.leaf(), value, *region)
+            slot.written = origin
+            pending[id(slot)] = slot
+            clock.writes += 1
 
     def _with_region(self, value: Node, region: tuple, mode: int) -> tuple[Node, int]:
         """Return the whole value with a region replaced, and its mode."""
@@ -322,8 +334,8 @@ class Handle:
 
     def _become(self, node: Node, mode: int) -> None:
         """Make this root handle the expression `node`."""
-        if tracing is not None:
-            tracing.touch(self)
+        if capturing.trace is not None:
+            capturing.trace.touch(self)
         elif self._slot is not None:
             # Captured programs know the memory that is left behind.
             config.bump_epoch()

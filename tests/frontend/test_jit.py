@@ -18,7 +18,7 @@ from tinyc.diagnostics import TracingError, collect
 def _device(request: pytest.FixtureRequest) -> Iterator[None]:
     with config.configure(device=request.param):
         yield
-    assert state.tracing is None
+    assert state.capturing.trace is None
 
 
 numpy_only = pytest.mark.parametrize("_device", ["numpy"], indirect=True)
@@ -530,3 +530,40 @@ def test_source_and_loops_are_shown_where_there_is_source() -> None:
         assert len(f.program.kernels) == 1
     else:
         assert f.program is None
+
+
+@numpy_only
+def test_variables_that_a_module_s_forward_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scaled(x)
+
+    model = nn.Sequential(Scaled())
+    f = jit(lambda x: model(x))
+    assert f(vector(1)).item() == 2
+    monkeypatch.setitem(globals(), "SCALE", 5.0)
+    assert f(vector(1)).item() == 5
+
+
+@numpy_only
+def test_other_threads_compute_while_one_captures() -> None:
+    import threading
+
+    data, started, found = vector(1, 2, 3), threading.Event(), []
+
+    def other() -> None:
+        started.wait()
+        found.append((data[1].item(), (Tensor([1.0]) + 1).item()))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+
+    @jit
+    def f(x: Tensor) -> Tensor:
+        started.set()
+        thread.join(0.1)
+        return x * 2
+
+    assert f(vector(4)).item() == 8
+    thread.join()
+    assert found == [(2.0, 2.0)]

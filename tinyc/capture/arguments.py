@@ -61,6 +61,8 @@ def replace(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def objects(value: Any) -> list[Any]:
     """Return what `flatten` counts by identity: it must live as long as the key is used."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return []
     if isinstance(value, (tuple, list)):
         return [found for part in value for found in objects(part)]
     if isinstance(value, dict):

@@ -31,6 +31,8 @@ class Guards:
             self._attributes += [
                 (name, held, value) for name, value in held.items() if type(value) in _VALUES
             ]
+        for module in function.modules() if hasattr(function, "modules") else ():
+            self._follow(type(module).forward, seen)
         function = getattr(function, "__func__", function)
         if not isinstance(function, FunctionType) or id(function) in seen:
             return

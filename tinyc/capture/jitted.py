@@ -100,7 +100,7 @@ class Jitted:
         return self._function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if state.tracing is not None:
+        if state.capturing.trace is not None:
             return self._call(args, kwargs)
         tensors: list[Tensor] = []
         static: Any = None

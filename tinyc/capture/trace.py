@@ -48,22 +48,27 @@ class Trace:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Collect within the block; afterwards every tensor is again what it was before."""
-        for handle in state.live_expressions():
-            own(handle)
-        realize()
-        state.tracing = self
-        try:
-            yield
-        finally:
-            state.tracing = None
-            drop_pending()
-            # What is left of the expressions made inside has no value outside.
-            state.expressions.clear()
-            for handle, slot, mode, is_leaf in self.touched.values():
-                handle._slot, handle._mode, handle._is_leaf = slot, mode, is_leaf
-                handle._made_of, handle._checked = None, -1
-            for use in self.grads.values():
-                use.handle._grad = use.before if use.entry is None else use.entry
+        with state.lock:
+            live = state.live_expressions()
+            realize(live)
+            for handle in live:
+                own(handle)
+            state.capturing.trace = self
+            try:
+                yield
+            finally:
+                self._restore()
+
+    def _restore(self) -> None:
+        state.capturing.trace = None
+        drop_pending()
+        # What is left of the expressions made inside has no value outside.
+        state.expressions.clear()
+        for handle, slot, mode, is_leaf in self.touched.values():
+            handle._slot, handle._mode, handle._is_leaf = slot, mode, is_leaf
+            handle._made_of, handle._checked = None, -1
+        for use in self.grads.values():
+            use.handle._grad = use.before if use.entry is None else use.entry
 
     # Called by tensors
 

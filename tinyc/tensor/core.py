@@ -282,7 +282,7 @@ class Tensor(Operations, Views, Creation):
         what = f"shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}"
         what += ", requires_grad=True" if self.requires_grad else ""
         name = type(self).__name__
-        if state.tracing is not None:
+        if state.capturing.trace is not None:
             pending = sum(OPS[n.op].family not in ("leaf", "view") for n in toposort([self.node]))
             return f"{name}({what}, lazy: {pending} operations pending)"
         values = np.array2string(array_of(self), separator=", ", prefix=name + "(")
@@ -471,7 +471,7 @@ class Tensor(Operations, Views, Creation):
                 "shapes must be equal",
             )
         origin = caller_origin()
-        if state.tracing is not None or (self._parent is not None and self._begin is None):
+        if state.capturing.trace is not None or (self._parent is not None and self._begin is None):
             self._write(Tensor(found, device=self.device).node, PLAIN, origin)
         else:
             overwrite(self, found, origin)
@@ -602,8 +602,8 @@ class Tensor(Operations, Views, Creation):
     @property
     def grad(self) -> Tensor | None:
         """The gradient that `backward` has accumulated, or None."""
-        if state.tracing is not None:
-            state.tracing.reads_grad(self)
+        if state.capturing.trace is not None:
+            state.capturing.trace.reads_grad(self)
         found = self._grad
         if found is not None and not isinstance(found, Tensor):
             # Left by a captured program, which makes the tensor when somebody asks for it.
@@ -616,8 +616,8 @@ class Tensor(Operations, Views, Creation):
             not isinstance(value, Tensor) or value.node.shape != self.node.shape
         ):
             raise ShapeError(f"grad: {value!r} has not the shape of {describe(self.node)}")
-        if state.tracing is not None:
-            state.tracing.writes_grad(self)
+        if state.capturing.trace is not None:
+            state.capturing.trace.writes_grad(self)
         self._grad = value
 
     def backward(

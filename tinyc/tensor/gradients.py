@@ -119,8 +119,8 @@ def _targets(reached: set[Node], slots: Iterable[tuple[Node, state.Slot]]) -> li
                 found.append(handle)
             elif slot.pending is not None or slot.version != leaf.attrs[1]:
                 raise stale(slot, leaf)
-    if state.tracing is not None:
-        for leaf, entry in state.tracing.leaves.items():
+    if state.capturing.trace is not None:
+        for leaf, entry in state.capturing.trace.leaves.items():
             if leaf in reached and (handle := entry()) is not None:
                 found.append(handle)
     for node in reached:
