@@ -41,7 +41,7 @@ def add_leaf(handle: Handle) -> None:
         node = handle.node
         handle._parent = None
         if state.capturing.trace is None:
-            handle._slot = Slot(compute([node])[0], handle._origin)
+            handle._slot = Slot(compute([node])[0], node.origin)
             handle._made_of, handle._checked = None, -1
         else:
             handle._node = state.placeholder(node.shape, node.dtype, device_of(node))
@@ -117,7 +117,7 @@ def run(expressions: list[Handle]) -> None:
 
 def _bind(handle: Handle, buffer: Buffer) -> None:
     """Let an expression refer to its value in memory of its own."""
-    slot = Slot(buffer, handle._origin)
+    slot = Slot(buffer, handle._node.origin)
     leaf = slot.leaf()
     # Constants belong to no device, so their value on one is not theirs.
     if handle._node.op is not Op.BUFFER and handle._node.device is not None:

@@ -201,7 +201,6 @@ class Handle:
     _freed = False
     # Handles to be computed together with this one.
     _group: list[ref[Handle]] | None = None
-    _origin: Origin
 
     @property
     def node(self) -> Node:
@@ -256,11 +255,10 @@ class Handle:
 
     # Made of
 
-    def _init_expression(self, node: Node, mode: int, origin: Origin) -> Self:
+    def _init_expression(self, node: Node, mode: int) -> Self:
         self._node = node
-        if mode:
+        if mode and node.dtype.kind == "f":
             self._mode = mode
-        self._origin = origin
         expressions.append(ref(self))
         if len(expressions) > _next_prune:
             live_expressions()
@@ -268,18 +266,14 @@ class Handle:
 
     def _init_buffer(self, buffer: Buffer, origin: Origin) -> Self:
         self._slot = Slot(buffer, origin)
-        self._origin = origin
         return self
 
-    def _init_view(
-        self, parent: Handle, function: Callable[..., Node], arguments: tuple, origin: Origin
-    ) -> Self:
+    def _init_view(self, parent: Handle, function: Callable[..., Node], arguments: tuple) -> Self:
         node = parent.node
         self._node = function(node, *arguments)
         self._parent = parent
         self._step = (function, arguments)
         self._made_of = node
-        self._origin = origin
         if parent._mode:
             self._mode = parent._mode
         return self

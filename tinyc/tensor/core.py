@@ -39,6 +39,7 @@ from tinyc.tensor.operations import Operations
 from tinyc.tensor.views import Views
 
 Scalar = (bool, int, float)
+_make = object.__new__
 
 
 class Size(tuple):
@@ -82,10 +83,7 @@ class Tensor(Operations, Views, Creation):
 
     @staticmethod
     def _new(node: Node, mode: int = PLAIN) -> Tensor:
-        made = Tensor.__new__(Tensor)
-        return made._init_expression(
-            node, mode if node.dtype.kind == "f" else PLAIN, caller_origin(3)
-        )
+        return _make(Tensor)._init_expression(node, mode)
 
     @staticmethod
     def from_node(node: Node) -> Tensor:
@@ -128,7 +126,7 @@ class Tensor(Operations, Views, Creation):
 
     def _view(self, function: Callable[..., Node], *arguments: Any) -> Tensor:
         made = Tensor.__new__(Tensor)
-        made._init_view(self, function, arguments, caller_origin(2))
+        made._init_view(self, function, arguments)
         if made._mode and not recording.on:
             made._mode = CUT
         return made
