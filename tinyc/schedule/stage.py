@@ -7,12 +7,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tinyc import config
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.index import Affine, Data, Var
-from tinyc.ir.loop import Apply, Check, Const, Expr, Index, Read, Storage, Within, free_vars
+from tinyc.ir.loop import (
+    Apply, Check, Const, Expr, Index, Read, Storage, Within, free_vars, rewrite, walk,
+)
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, Op
 from tinyc.ir.plan import Buf, Plan, Stage, row_major
@@ -180,6 +182,12 @@ class Builder:
         s = Storage(f"t{len(self.plan.storages)}", size_of(node), node.dtype, role)
         self.plan.storages.append(s)
         return s
+
+    def temporary(self, like: Buf) -> Buf:
+        """Memory of its own for what stands in a region."""
+        s = Storage(f"t{len(self.plan.storages)}", math.prod(like.shape), like.dtype, "arena")
+        self.plan.storages.append(s)
+        return dense(s, like.shape)
 
 
 def build_stages(plan: Plan, fuse: bool) -> None:
@@ -398,10 +406,13 @@ def store_assign(b: Builder, n: Node) -> None:
     old = b.place[target]
     full = where.shape == n.shape and is_dense(where)
     written = overwrite(b, n, where)
+    if not written:
+        b.place[n] = old
+        return
     before = b.writers.get(old, [])
     for w in written:
         w.after.extend(s for s in before if s is not w)
-    if full and written and written[0].buf.shape == n.shape:
+    if full and written[0].buf.shape == n.shape:
         whole = written[0].buf
     else:
         whole = dense(where.storage, n.shape)
@@ -409,7 +420,7 @@ def store_assign(b: Builder, n: Node) -> None:
         add_writers(b, whole, written)
     b.place[n] = whole
     b.overwrites.append(({old, *b.parts.get(old, ())}, written))
-    b.parts[whole] = [*b.parts.get(old, ()), *(w.buf for w in written)]
+    b.parts[whole] = [old, *b.parts.get(old, ()), *(w.buf for w in written)]
 
 
 def overwrite(b: Builder, assign: Node, where: Buf) -> list[Stage]:
@@ -428,11 +439,9 @@ def overwrite(b: Builder, assign: Node, where: Buf) -> list[Stage]:
     if any(r.buf.storage is where.storage and
            (r.buf is not b.place[target] or r.buf.address(r.index) != where.address(idx))
            for r in reader.reads):
-        kept = dense(b.storage(value, "arena"), value.shape)
+        kept = b.temporary(where)
         finish_stage(b, value, kept, axes, (), "map", expr, reader)
-        reader = Reader(b)
-        axes = tuple(b.var(d) for d in value.shape)
-        expr = reader.read(kept, tuple(Affine.of(v) for v in axes), ())
+        return [add_transfer(b, value, kept, where)]
     return [finish_stage(b, value, where, axes, (), "map", expr, reader)]
 
 
@@ -453,6 +462,14 @@ def add_copy(b: Builder, value: Node, where: Buf) -> Stage:
     reader = Reader(b)
     expr = reader.value(value, tuple(Affine.of(v) for v in axes), ())
     return finish_stage(b, value, where, axes, (), "map", expr, reader)
+
+
+def add_transfer(b: Builder, n: Node, source: Buf, where: Buf) -> Stage:
+    """A stage that moves what stands in one place to another; `n` names it."""
+    axes = tuple(b.var(d) for d in where.shape)
+    reader = Reader(b)
+    expr = reader.read(source, tuple(Affine.of(v) for v in axes), ())
+    return finish_stage(b, n, where, axes, (), "map", expr, reader)
 
 
 def add_stage(b: Builder, n: Node, where: Buf) -> Stage:
@@ -685,12 +702,44 @@ def as_guard(conds: Iterable) -> tuple[Within, ...]:
 def add_write_after_read(b: Builder) -> None:
     """A stage that overwrites a buffer comes after every stage that reads the old value."""
     for old, writers in b.overwrites:
+        save_old_value(b, old, writers)
+    for old, writers in b.overwrites:
         writing = set(writers)
         for stage in b.plan.stages:
             if stage in writing or all(r.buf not in old for r in stage.reads):
                 continue
             for w in writers:
                 w.after.append(stage)
+
+
+def save_old_value(b: Builder, old: set[Buf], writers: list[Stage]) -> None:
+    """Stages that need a new value and the one that it replaces read a copy of the old one."""
+    later = set(writers)
+    saved: dict[Buf, Buf] = {}
+    for stage in list(b.plan.stages):
+        if stage in later or later.isdisjoint(stage.producers):
+            continue
+        later.add(stage)
+        for buf in {r.buf for r in stage.reads if r.buf in old}:
+            if buf not in saved:
+                saved[buf] = b.temporary(buf)
+                add_transfer(b, stage.node, buf, saved[buf])
+            read_instead(b, stage, buf, saved[buf])
+
+
+def read_instead(b: Builder, stage: Stage, old: Buf, new: Buf) -> None:
+    """Let a stage read one buffer in place of another."""
+    def leaf(e: Expr) -> Expr:
+        return replace(e, buf=new) if isinstance(e, Read) and e.buf is old else e
+
+    stage.expr = rewrite(stage.expr, leaf, lambda a: a)
+    stage.target = tuple(i.map_data(lambda e: rewrite(e, leaf, lambda a: a))
+                         for i in stage.target)
+    roots = [stage.expr, *(e for i in stage.target for e in i.data())]
+    stage.reads = list(dict.fromkeys(
+        e for root in roots for e in walk(root) if isinstance(e, Read)))
+    stage.producers = list(dict.fromkeys(
+        w for r in stage.reads for w in b.writers.get(r.buf, ())))
 
 
 def without_empty(stages: list[Stage]) -> list[Stage]:
@@ -706,33 +755,32 @@ def without_empty(stages: list[Stage]) -> list[Stage]:
 
 def order_stages(b: Builder) -> None:
     """Put the stages in an order; buffers that swap their values take a detour by a copy."""
-    while True:
-        order, stuck = ordered(b.plan.stages)
-        if not stuck:
-            break
+    copies: set[Stage] = set()
+    order, stuck = ordered(b.plan.stages)
+    while stuck:
         waiting = set(stuck)
-        found = [s for s in stuck if s.buf.storage.role == "slot" and waiting & set(s.after)]
-        if not found:
+        found = next((s for s in stuck if s.buf.storage.role == "slot" and s not in copies
+                      and waiting & set(s.after)), None)
+        if found is None:
             raise AssertionError("stages depend on each other in a cycle")
-        postpone_store(b, found[0])
+        copies.add(postpone_store(b, found))
+        order, stuck = ordered(b.plan.stages)
     b.plan.stages = order
 
 
-def postpone_store(b: Builder, stage: Stage) -> None:
+def postpone_store(b: Builder, stage: Stage) -> Stage:
     """Let a stage compute into memory of its own, and a new one store that where it belongs."""
     where = stage.buf
-    kept = stage.buf = dense(b.storage(stage.node, "arena"), where.shape)
+    kept = stage.buf = b.temporary(where)
     b.writers[kept] = [stage]
-    reader = Reader(b)
-    axes = tuple(b.var(d) for d in where.shape)
-    expr = reader.read(kept, tuple(Affine.of(v) for v in axes), ())
-    copy = finish_stage(b, stage.node, where, axes, (), "map", expr, reader)
+    copy = add_transfer(b, stage.node, kept, where)
     copy.after, stage.after = stage.after, []
     for s in b.plan.stages:
         if s is not copy:
             s.producers = [copy if p is stage else p for p in s.producers]
             if s.buf.storage is where.storage:
                 s.after = [copy if p is stage else p for p in s.after]
+    return copy
 
 
 def ordered(stages: list[Stage]) -> tuple[list[Stage], list[Stage]]:
