@@ -119,13 +119,16 @@ def node(op: Op, src: tuple[Node, ...] = (), attrs: tuple = (), like: Node | Non
     return _intern(key, new)
 
 
+_BUFFER, _COPY = Op.BUFFER, Op.COPY
+
+
 def _device(op: Op, src: tuple[Node, ...], attrs: tuple) -> str | None:
     """Where the node's value is: where its sources are, which must agree."""
-    if op is Op.BUFFER:
-        return attrs[4]
-    if op is Op.COPY:
+    if not src:
+        return attrs[4] if op is _BUFFER else None
+    if op is _COPY:
         return attrs[0]
-    device = None
+    device = src[0].device
     for s in src:
         if s.device is not device and s.device != device and s.device is not None:
             if device is not None:
