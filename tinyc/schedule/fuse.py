@@ -6,16 +6,14 @@ stages have their place, arrays lose the dimensions of the loops that writer and
 """
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from tinyc.diagnostics import Remark
-from tinyc.ir.cost import elements
+from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
 
-FINISH_POINTS = 4096
 UNROLLED = 16
 
 
@@ -41,7 +39,7 @@ class Fuser:
     mapping: dict[Stage, dict[Var, Var]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     touching: dict[Buf, list[Stage]] = field(default_factory=dict)
-    consumers: Counter[Stage] = field(default_factory=Counter)
+    consumers: dict[Stage, list[Stage]] = field(default_factory=dict)
 
     def refuse(self, stage: Stage, reason: str, **terms: int) -> None:
         self.remarks.append(Remark("missed", "fuse", stage.name, reason, stage.node.origin,
@@ -51,7 +49,10 @@ class Fuser:
 def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
     """Place every stage; fills `plan.nests`. Returns why stages were or were not joined."""
     f = Fuser(plan, target)
-    f.consumers.update(p for stage in plan.stages for p in stage.producers)
+    f.consumers.update((stage, []) for stage in plan.stages)
+    for stage in plan.stages:
+        for p in stage.producers:
+            f.consumers[p].append(stage)
     for stage in plan.stages:
         if not (enabled and place(f, stage)):
             open_nest(f, stage)
@@ -71,7 +72,7 @@ def place(f: Fuser, stage: Stage) -> bool:
     for nest in candidates(f, stage, first):
         if join(f, nest, stage):
             return True
-    if first < 0 or stage.points() > FINISH_POINTS or stage.kind in ("contract", "scatter"):
+    if first < 0 or stage_work(stage) > f.target.serial_work or stage.kind in ("contract", "scatter"):
         return False
     nest = f.plan.nests[first]
     nest.finish.append(tree_of(f, stage, Shared(stage, list(stage.axes), list(stage.red))))
@@ -84,11 +85,14 @@ def place(f: Fuser, stage: Stage) -> bool:
 
 
 def candidates(f: Fuser, stage: Stage, first: int) -> list[Nest]:
-    """Nests that hold a producer of the stage or read what it reads, the nearest producer first."""
+    """Nests that hold a producer of the stage, the nearest first; that read what it reads; or whose
+    values are read together with its own."""
     related = dict.fromkeys(f.home[p] for p in sorted(
         stage.producers, key=lambda p: -f.home[p].number))
     for read in stage.reads:
         related.update(dict.fromkeys(f.home[s] for s in f.touching.get(read.buf, ())[-8:]))
+    for consumer in f.consumers[stage]:
+        related.update(dict.fromkeys(f.home[p] for p in consumer.producers if p in f.home))
     return [n for n in related if n.number >= max(first, 0)]
 
 
@@ -223,7 +227,7 @@ def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> str:
     The loop that made the value then needs no accumulators, and both collapse to long loops.
     """
     for p in way.stage.producers if depth else ():
-        if p in members and f.consumers[p] > 1:
+        if p in members and len(f.consumers[p]) > 1:
             names = f.mapping[p]
             done = {loop.var for loop in way.loops}
             size = elements([a for a in p.axes if names.get(a, a) not in done]) * p.dtype.itemsize
@@ -280,6 +284,7 @@ def alignment(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var) ->
     """How many of the stage's reads meet, at `v`, what the loop's stages read or write there."""
     mine = {(r.buf, d) for r in way.stage.reads for d, i in enumerate(r.index)
             if i == Affine.of(v)}
+    mine |= read_together(f, way.stage, v)
     score = 0
     for s in inside:
         names = f.mapping.get(s, {})
@@ -290,6 +295,19 @@ def alignment(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var) ->
                 if (r.buf, d) in mine and single(i, names) is loop.var:
                     score += 1
     return score
+
+
+def read_together(f: Fuser, stage: Stage, v: Var) -> set[tuple[Buf, int]]:
+    """Dimensions of other values that a consumer reads at the variable at which it reads `v`."""
+    found: set[tuple[Buf, int]] = set()
+    if v not in stage.axes:
+        return found
+    dim = stage.axes.index(v)
+    for consumer in f.consumers[stage]:
+        at = {r.index[dim].as_var() for r in consumer.reads if r.buf is stage.buf} - {None}
+        found |= {(r.buf, d) for r in consumer.reads if r.buf is not stage.buf
+                  for d, i in enumerate(r.index) if i.as_var() in at}
+    return found
 
 
 def single(index: Affine, names: dict[Var, Var]) -> Var | None:
