@@ -91,6 +91,14 @@ def test_errors(error, message, call) -> None:
         call()
 
 
+@pytest.mark.parametrize(
+    ("message", "call"), [c[2:] for c in CASES[-3:]], ids=[c[0] for c in CASES[-3:]]
+)
+def test_indices_are_checked_in_compiled_programs(message, call) -> None:
+    with config.configure(device="cpu"), pytest.raises(IndexError, match=message):
+        call()
+
+
 def test_errors_name_the_lines_of_operands_and_operation() -> None:
     a = ones(2, 3)
     b = ones(4, 5)

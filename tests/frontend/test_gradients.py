@@ -213,13 +213,14 @@ def test_leaf_attributes() -> None:
 
 
 def test_retained_gradients_and_hooks() -> None:
-    w = Tensor([2.0], requires_grad=True)
+    w = Tensor([2.0, 1.0], requires_grad=True)
     w.register_hook(lambda g: g * 10)
+    w.register_hook(lambda g: None)
     h = w * 3
     h.retain_grad()
     (h * h).sum().backward()
-    assert h.grad.tolist() == [12]
-    assert w.grad.tolist() == [360]
+    assert h.grad.tolist() == [12, 6]
+    assert w.grad.tolist() == [360, 180]
 
 
 def test_graphs_may_be_used_twice_when_asked_for() -> None:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc import random
+from tinyc import config, random, state
 from tinyc.composites import elementwise, indexing, linear
 from tinyc.diagnostics import DTypeError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, default_dtype, f32, i64
 from tinyc.ir.node import Node
 from tinyc.random import Generator
+from tinyc.realization import compute
+from tinyc.runtime.buffer import Buffer
 from tinyc.state import Handle
 from tinyc.tensor.views import sizes_of
 
@@ -244,8 +246,6 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def from_numpy(array: np.ndarray) -> Tensor:
     """Return a tensor on an array's memory where that is aligned to 64 bytes, else on a copy."""
-    from tinyc import config
-    from tinyc.runtime.buffer import Buffer
     from tinyc.tensor.core import Tensor
 
     return Tensor._from_buffer(Buffer.from_numpy(array, config.current().device, copy=False))
@@ -272,7 +272,11 @@ def _float(dtype: Any) -> DType:
 def _made(node: Node, device: Any, requires_grad: bool) -> Tensor:
     from tinyc.tensor.core import Tensor
 
-    made = Tensor._new(node if device is None or node.device == device else b.copy(node, device))
+    if device is None or device == state.device_of(node):
+        made = Tensor._new(node)
+    else:
+        (value,) = compute([node])
+        made = Tensor._from_buffer(Buffer.from_numpy(value.array, device))
     return made.requires_grad_() if requires_grad else made
 
 

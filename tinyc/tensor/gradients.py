@@ -155,7 +155,8 @@ def _accumulate(target: Tensor, node: Node, mode: int) -> Tensor:
     """Add a derivative to a tensor's gradient and return that."""
     fresh = target._new(node, mode)
     for hook in target._hooks:
-        fresh = hook(fresh) or fresh
+        other = hook(fresh)
+        fresh = fresh if other is None else other
     before = target.grad
     if before is None:
         target.grad = fresh

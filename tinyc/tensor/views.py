@@ -203,7 +203,8 @@ class Views(Handle):
 
     def _put_mask(self, key: Any, arrays: list[Any], value: Any) -> None:
         mask = arrays[0]
-        if isinstance(key, _Place) and mask.dtype.kind == "b" and mask.shape == self.shape:
+        fits = isinstance(key, _Place) and mask.dtype.kind == "b" and mask.shape == self.shape
+        if fits and (isinstance(value, (bool, int, float)) or value.shape == ()):
             self._put(self.node, self._apply(b.where, mask, value, self), "assignment")
             return
         fail(
@@ -211,7 +212,7 @@ class Views(Handle):
             "assignment",
             "an index array in the key",
             (self.node,),
-            "slices, integers and a bool mask of the tensor's shape can be assigned to",
+            "slices and integers can be assigned to, and a number to a bool mask of all elements",
             "use where(mask, value, x)",
         )
 
