@@ -25,11 +25,10 @@ from tinyc.ir.dtype import (
     from_numpy,
     i32,
     i64,
-    promote,
 )
 from tinyc.ir.node import Node, toposort
-from tinyc.ir.ops import OPS, Op, describe, fail
-from tinyc.realization import add_leaf, array_of, is_known, overwrite, realize
+from tinyc.ir.ops import OPS, describe, fail
+from tinyc.realization import add_leaf, array_of, is_known, realize
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import CUT, GRAD, PLAIN, Handle
 from tinyc.tensor import gradients
@@ -37,6 +36,7 @@ from tinyc.tensor.create import Creation
 from tinyc.tensor.modes import operands, recording
 from tinyc.tensor.operations import Operations
 from tinyc.tensor.views import Views
+from tinyc.tensor.writing import Writing
 
 Scalar = (bool, int, float)
 _make = object.__new__
@@ -58,7 +58,7 @@ class Size(tuple):
         return f"Size({list(self)})"
 
 
-class Tensor(Operations, Views, Creation):
+class Tensor(Operations, Views, Writing, Creation):
     """An array that is computed when somebody looks, and that can be differentiated.
 
     `Tensor(data)` copies numbers, nested lists, numpy arrays or another tensor. Python floats
@@ -123,6 +123,12 @@ class Tensor(Operations, Views, Creation):
 
     def _apply(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
         return apply(function, *values, **options)
+
+    def _build(self, function: Callable[..., Any], values: Sequence[Any], like: Any = None) -> Any:
+        return build(function, values, like)
+
+    def _of_array(self, array: np.ndarray) -> Tensor:
+        return Tensor(array, device=self.device)
 
     def _view(self, function: Callable[..., Node], *arguments: Any) -> Tensor:
         made = Tensor.__new__(Tensor)
@@ -379,177 +385,6 @@ class Tensor(Operations, Views, Creation):
         """Tell whether shape and all elements are equal."""
         return np.array_equal(array_of(self), np.asarray(other))
 
-    # Writing in place
-
-    def _in_place(self, function: Callable[..., Node], *values: Any, name: str = "") -> Tensor:
-        """Replace the values by those of function(self, *values)."""
-        node, mode = build(function, (self, *values))
-        self._replace(node, mode, name or function.__name__)
-        return self
-
-    def _replace(self, node: Node, mode: Any, name: str) -> None:
-        self._check_writable(name)
-        own = self.node
-        if node.dtype is not own.dtype:
-            node = _castable(name, node, own)
-        if node.shape != own.shape:
-            try:
-                node = b.expand(node, own.shape)
-            except ShapeError:
-                fail(
-                    ShapeError,
-                    name,
-                    "the value does not fit",
-                    (own, node),
-                    "a tensor keeps its shape when written in place",
-                )
-        self._write(node, mode, caller_origin(2))
-
-    def _check_writable(self, name: str) -> None:
-        if not recording.on:
-            return
-        handle: Handle | None = self
-        while handle is not None:
-            if handle._is_leaf:
-                fail(
-                    TinycError,
-                    name,
-                    "a leaf that requires grad is written in place",
-                    (self.node,),
-                    "its gradient would be that of a value it no longer has",
-                    "write within no_grad()",
-                )
-            handle = handle._parent
-
-    def _put(self, node: Node, value: Any, name: str, region: Any = None) -> None:
-        """Write a value to the whole tensor or to a region of it."""
-        piece = self
-        if region is not None:
-            if 0 in region.sizes:
-                return
-            piece = self._view(b.slice_, region.starts, region.sizes, region.steps)
-        found, mode = build(_as_is, (value,), self)
-        found = _castable(name, found, node)
-        if region is not None:
-            from tinyc.composites import indexing
-
-            found = indexing.region_value(region, found)
-        piece._replace(found, mode, name)
-
-    def assign(self, value: Any) -> Tensor:
-        """Replace the values by those of a tensor of the same shape."""
-        node, mode = build(_as_is, (value,), self)
-        if node.shape != self.node.shape:
-            fail(
-                ShapeError,
-                "assign",
-                "shapes differ",
-                (self.node, node),
-                "they must be equal",
-                "copy_ broadcasts",
-            )
-        self._replace(node, mode, "assign")
-        return self
-
-    def copy_(self, value: Any) -> Tensor:
-        """Replace the values by those of a tensor that broadcasts to the shape."""
-        node, mode = build(_as_is, (value,), self)
-        self._replace(b.cast(node, self.dtype), mode, "copy_")
-        return self
-
-    def load(self, array: Any) -> Tensor:
-        """Write the values of a numpy array of the same shape into memory at once."""
-        found = np.asarray(array, self.dtype.np)
-        if found.shape != self.node.shape:
-            fail(
-                ShapeError,
-                "load",
-                f"an array of shape {found.shape}",
-                (self.node,),
-                "shapes must be equal",
-            )
-        origin = caller_origin()
-        if state.capturing.trace is not None or (self._parent is not None and self._begin is None):
-            self._write(Tensor(found, device=self.device).node, PLAIN, origin)
-        else:
-            overwrite(self, found, origin)
-        return self
-
-    def fill_(self, value: Any) -> Tensor:
-        """Set all elements to one number."""
-        return self._in_place(_filled, value, name="fill_")
-
-    def zero_(self) -> Tensor:
-        """Set all elements to zero."""
-        return self._in_place(_filled, 0, name="zero_")
-
-    def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
-        """Add alpha * other in place."""
-        return self._in_place(b.add, other if alpha == 1 else other * alpha, name="add_")
-
-    def sub_(self, other: Any, *, alpha: Any = 1) -> Tensor:
-        """Subtract alpha * other in place."""
-        return self._in_place(b.sub, other if alpha == 1 else other * alpha, name="sub_")
-
-    def mul_(self, other: Any) -> Tensor:
-        """Multiply in place."""
-        return self._in_place(b.mul, other, name="mul_")
-
-    def div_(self, other: Any) -> Tensor:
-        """Divide in place."""
-        return self._in_place(b.div, other, name="div_")
-
-    def clamp_(self, min: Any = None, max: Any = None) -> Tensor:
-        """Limit the elements to min..max in place."""
-        return self.copy_(self.clip(min, max))
-
-    clip_ = clamp_
-
-    def __iadd__(self, other: Any) -> Tensor:
-        return self._in_place(b.add, other, name="+=")
-
-    def __isub__(self, other: Any) -> Tensor:
-        return self._in_place(b.sub, other, name="-=")
-
-    def __imul__(self, other: Any) -> Tensor:
-        return self._in_place(b.mul, other, name="*=")
-
-    def __itruediv__(self, other: Any) -> Tensor:
-        return self._in_place(b.div, other, name="/=")
-
-    def __ifloordiv__(self, other: Any) -> Tensor:
-        return self._in_place(b.idiv, other, name="//=")
-
-    def __imod__(self, other: Any) -> Tensor:
-        return self._in_place(b.mod, other, name="%=")
-
-    def __ipow__(self, other: Any) -> Tensor:
-        return self._in_place(b.pow, other, name="**=")
-
-    def __iand__(self, other: Any) -> Tensor:
-        return self._in_place(b.and_, other, name="&=")
-
-    def __ior__(self, other: Any) -> Tensor:
-        return self._in_place(b.or_, other, name="|=")
-
-    def __ixor__(self, other: Any) -> Tensor:
-        return self._in_place(b.xor, other, name="^=")
-
-    # Memory of another tensor
-
-    _begin: Any = None
-
-    @property
-    def alias(self) -> tuple[Tensor, Any] | None:
-        """The flat tensor whose memory this one uses since `become_alias`, and where it begins."""
-        return None if self._begin is None else (self._parent, self._begin)  # type: ignore
-
-    def become_alias(self, base: Tensor, begin: Any) -> None:
-        """Make this tensor a stretch of a flat one, from element `begin`; values are not moved."""
-        shape = self.node.shape
-        self._become_view(base, _stretch, (begin, self.numel(), shape))
-        self._begin = begin
-
     # Gradients
 
     @property
@@ -689,20 +524,6 @@ def _constant(value: Any, like: Tensor) -> Node:
     return Tensor(value, device=like.device).node
 
 
-def _castable(name: str, node: Node, own: Node) -> Node:
-    """Return a node in the dtype of the tensor written to; DTypeError if that loses its kind."""
-    if promote(node.dtype, own.dtype).kind != own.dtype.kind:
-        fail(
-            DTypeError,
-            name,
-            f"{node.dtype} does not fit into {own.dtype}",
-            (own, node),
-            "a tensor keeps its dtype when written in place",
-            "cast the value",
-        )
-    return b.cast(node, own.dtype)
-
-
 _LONG_NAMES = {dtype.np.name: dtype for dtype in DTYPES.values()}
 
 
@@ -753,25 +574,3 @@ def _restored(kind: Any, array: np.ndarray, device: str, requires_grad: Any) -> 
 
 def _same(x: Node) -> Node:
     return x
-
-
-def _as_is(x: Node) -> Node:
-    return x
-
-
-def _filled(x: Node, value: Any) -> Node:
-    if isinstance(value, Node):
-        return b.expand(b.cast(value, x.dtype), x.shape)
-    return b.full(x.shape, value, x.dtype)
-
-
-def _stretch(x: Node, begin: Any, count: Any, shape: tuple) -> Node:
-    """Return a stretch of a flat node, looking through writes to other stretches."""
-    while x.op is Op.ASSIGN and _apart(x.attrs, begin, count):
-        x = x.src[0]
-    return b.reshape(b.slice_(x, (begin,), (count,)), shape)
-
-
-def _apart(region: tuple, begin: Any, count: Any) -> Any:
-    (start,), (size,), (step,) = region
-    return step == 1 and (start + size <= begin or begin + count <= start)
