@@ -573,7 +573,9 @@ def test_norms_need_two_sums_over_the_input_in_the_backward():
     forward = nrm.batch_norm(x, None, None, w, c, training=True).y
     g = data(rand(8, 3, 4, 4))
     grads = vjp([forward], [g], [x, w, c])
-    big = lambda graph: {n for n in toposort(graph) if n.op is Op.REDUCE and n.src[0].size > 9}  # noqa: E731
+    def big(graph):
+        return {n for n in toposort(graph) if n.op is Op.REDUCE and n.src[0].size > 9}
+
     assert len(big(list(grads)) - big([forward])) == 2
 
 

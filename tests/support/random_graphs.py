@@ -218,7 +218,7 @@ def where(g: Graph) -> Node | None:
     if x is None:
         return None
     y = g.float_like(x) if x.dtype.kind == "f" else x
-    return b.where(cond, x, y) if g.chance(2) else b.where(cond, x, 0 if x.dtype.kind != "f" else 0.0)
+    return b.where(cond, x, y if g.chance(2) else 0.0 if x.dtype.kind == "f" else 0)
 
 
 def cast(g: Graph) -> Node | None:
@@ -238,7 +238,10 @@ def cast(g: Graph) -> Node | None:
 
 
 def bitcast(g: Graph) -> Node | None:
-    x = g.node(lambda n: n.dtype.kind in "iu" or n.dtype.kind == "f" and g.exact[n] and g.values[n].all())
+    def has_known_bits(n: Node) -> bool:
+        return n.dtype.kind in "iu" or (n.dtype.kind == "f" and g.exact[n] and g.values[n].all())
+
+    x = g.node(has_known_bits)
     if x is None:
         return None
     options = [t for t in (*INTEGERS,) if t.itemsize == x.dtype.itemsize]
@@ -328,7 +331,7 @@ def window(g: Graph) -> Node | None:
 
 def fold(g: Graph) -> Node | None:
     x = g.node(lambda n: len(n.shape) > 1 and n.shape[-1] > 0 and n.dtype.kind != "b")
-    if x is None or g.special or min(x.shape) < 1 or g.largest(x) > 1e4 and x.dtype.kind == "f":
+    if x is None or g.special or min(x.shape) < 1 or (g.largest(x) > 1e4 and x.dtype.kind == "f"):
         return None
     axis = g.choose(len(x.shape) - 1)
     stride, dilation = g.pick((1, 2, 3)), g.pick((1, 1, 2))
@@ -338,7 +341,7 @@ def fold(g: Graph) -> Node | None:
 
 def reduce_(g: Graph) -> Node | None:
     x = g.node(lambda n: len(n.shape) > 0)
-    if x is None or x.dtype.kind == "f" and g.largest(x) > 1e4:
+    if x is None or (x.dtype.kind == "f" and g.largest(x) > 1e4):
         return None
     axes = [a for a in range(len(x.shape)) if g.chance(2)] or [g.choose(len(x.shape))]
     kind = g.pick(("sum", "max"))
@@ -359,7 +362,7 @@ def normalise(g: Graph) -> Node | None:
 
 def contract(g: Graph) -> Node | None:
     x = g.node(lambda n: n.dtype.kind != "b" and 0 < len(n.shape) < 5)
-    if x is None or x.dtype.kind == "f" and g.largest(x) > 300:
+    if x is None or (x.dtype.kind == "f" and g.largest(x) > 300):
         return None
     la = list(range(len(x.shape)))
     role = [g.pick(("both", "left", "sum")) for _ in la]
@@ -408,7 +411,7 @@ def index_for(g: Graph, n: int) -> Node | None:
     if x is None:
         x = g.buffer(g.pick((d.i64, d.i32, d.u8)), g.shape(g.choose(2) + 1))
     v = g.values[x]
-    if v.size == 0 or (v >= 0).all() and (v < n).all():
+    if v.size == 0 or ((v >= 0).all() and (v < n).all()):
         return x
     if n > d.limits(x.dtype)[1]:
         return None
@@ -428,7 +431,7 @@ def gather(g: Graph) -> Node | None:
 
 def scatter_add(g: Graph) -> Node | None:
     u = g.node(lambda n: n.dtype.kind != "b" and 0 < len(n.shape) < 4)
-    if u is None or u.dtype.kind == "f" and g.largest(u) > 1e4:
+    if u is None or (u.dtype.kind == "f" and g.largest(u) > 1e4):
         return None
     axis = g.choose(len(u.shape))
     rank = 1 + (g.chance(4) and axis + 1 < len(u.shape))

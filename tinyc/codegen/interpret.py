@@ -15,8 +15,23 @@ import numpy as np
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
-    Alloc, Apply, Check, Const, Contraction, Expr, For, If, Index, Load, LoopKernel, MicroKernel,
-    Stmt, Storage, Store, Within, walk,
+    Alloc,
+    Apply,
+    Check,
+    Const,
+    Contraction,
+    Expr,
+    For,
+    If,
+    Index,
+    Load,
+    LoopKernel,
+    MicroKernel,
+    Stmt,
+    Storage,
+    Store,
+    Within,
+    walk,
 )
 from tinyc.ir.ops import Op
 

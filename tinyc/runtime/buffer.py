@@ -235,7 +235,7 @@ class Buffer:
     def array(self) -> np.ndarray:
         """The memory as numpy sees it, made when somebody looks: programs take the pointer."""
         memory = self._memory
-        if type(memory) is _Lease:
+        if isinstance(memory, _Lease):
             memory = self._memory = np.asarray(memory)
         return memory
 
