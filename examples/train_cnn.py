@@ -1,6 +1,6 @@
 """Train a small CNN on MNIST to 99 % of the test images, in about a minute on two cores.
 
-    python examples/train_cnn.py               # three epochs, then what happened
+    python examples/train_cnn.py               # two epochs, then what happened
     python examples/train_cnn.py --steps 3     # a try
     DEBUG=3 python examples/train_cnn.py --steps 1     # what is fused, and what is not
 
@@ -26,10 +26,10 @@ OUT = Path(__file__).parent / "out"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small CNN on MNIST.")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, help="stop after so many steps")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3, help="the highest learning rate")
+    parser.add_argument("--lr", type=float, default=4e-3, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=int, default=10_000, help="test images to judge by")
     parser.add_argument("--data", help="a folder with the four files of MNIST or a relative of it")

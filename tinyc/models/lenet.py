@@ -36,7 +36,7 @@ class LeNet(nn.Module):
 class SmallCNN(nn.Module):
     """Three convolutions and one linear layer: f32[n, 1, 28, 28] to logits f32[n, classes].
 
-    With 55 thousand parameters it passes 99 % on MNIST within three epochs.
+    With 55 thousand parameters it passes 99 % on MNIST within two epochs.
     """
 
     def __init__(self, classes: int = 10) -> None:
