@@ -72,7 +72,8 @@ def place(f: Fuser, stage: Stage) -> bool:
     for nest in candidates(f, stage, first):
         if join(f, nest, stage):
             return True
-    if first < 0 or stage_work(stage) > f.target.serial_work or stage.kind in ("contract", "scatter"):
+    too_large = stage_work(stage) > f.target.serial_work
+    if first < 0 or too_large or stage.kind in ("contract", "scatter"):
         return False
     nest = f.plan.nests[first]
     nest.finish.append(tree_of(f, stage, Shared(stage, list(stage.axes), list(stage.red))))

@@ -13,7 +13,17 @@ from tinyc import config
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.index import Affine, Data, Var
 from tinyc.ir.loop import (
-    Apply, Check, Const, Expr, Index, Read, Storage, Within, free_vars, rewrite, walk,
+    Apply,
+    Check,
+    Const,
+    Expr,
+    Index,
+    Read,
+    Storage,
+    Within,
+    free_vars,
+    rewrite,
+    walk,
 )
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, Op
@@ -401,7 +411,8 @@ def same_place(a: Buf, b: Buf) -> bool:
 
 
 def store_assign(b: Builder, n: Node) -> None:
-    target, value = n.src
+    """Store an assigned value in its region, and make the node's place the buffer after that."""
+    target = n.src[0]
     where = b.regions[n]
     old = b.place[target]
     full = where.shape == n.shape and is_dense(where)
