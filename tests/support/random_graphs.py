@@ -534,10 +534,12 @@ def outputs_of(g: Graph, count: int) -> list[Node]:
 # -- comparing -----------------------------------------------------------------------------------
 
 
-def tolerance(g: Graph, outputs: list[Node], values: list[np.ndarray]) -> float:
-    """The largest finite magnitude met on the way: rounding errors are in proportion to it."""
-    return max([1.0, *(g.largest(n) for n in toposort(outputs) if n in g.values and
-                       n.dtype.kind == "f"), *(magnitude(v) for v in values)])
+def tolerance(g: Graph, outputs: list[Node], values: list[np.ndarray]) -> tuple[float, float]:
+    """(relative, absolute): errors are in proportion to the largest magnitude met on the way."""
+    nodes = [n for n in toposort(outputs) if n.dtype.kind == "f"]
+    scale = max([1.0, *(g.largest(n) for n in nodes if n in g.values), *map(magnitude, values)])
+    eps = 3e-5 if any(n.dtype is d.f32 for n in nodes) else 1e-9
+    return eps, eps * scale
 
 
 def magnitude(v: np.ndarray) -> float:
@@ -547,11 +549,10 @@ def magnitude(v: np.ndarray) -> float:
     return float(finite.max()) if finite.size else 0.0
 
 
-def assert_same(got: np.ndarray, want: np.ndarray, scale: float, what: str) -> None:
+def assert_same(got: np.ndarray, want: np.ndarray, near: tuple[float, float], what: str) -> None:
     """Integers are exact, NaN and infinities stand at the same places, floats are close."""
     assert got.shape == want.shape and got.dtype == want.dtype, what
     if want.dtype.kind != "f":
         np.testing.assert_array_equal(got, want, err_msg=what)
-        return
-    eps = 3e-5 if want.dtype == np.float32 else 1e-9
-    np.testing.assert_allclose(got, want, rtol=eps, atol=eps * scale, err_msg=what)
+    else:
+        np.testing.assert_allclose(got, want, *near, err_msg=what)

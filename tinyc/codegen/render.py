@@ -226,9 +226,9 @@ class Scope:
         return f"({body}{suffix})" if body.startswith("-") else body + suffix
 
     def load(self, e: Load, text: dict[int, str]) -> str:
-        if e.storage.role == "register" and e.storage.size == 1:
-            return self.storage(e.storage)
-        at = f"{self.storage(e.storage)}[{self.affine(e.index, text)}]"
+        at = self.storage(e.storage)
+        if e.storage.role != "register" or e.storage.size > 1:
+            at = f"{at}[{self.affine(e.index, text)}]"
         if not e.guard:
             return at
         cond = " && ".join(self.within(g, text) for g in e.guard)
