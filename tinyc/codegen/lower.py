@@ -21,7 +21,9 @@ from tinyc.ir.loop import (
     Store,
     rewrite,
 )
-from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, row_major, stages_of
+from tinyc.ir.plan import (
+    Buf, Leaf, Loop, Nest, Plan, Stage, Tree, is_windowed, row_major, stages_of,
+)
 from tinyc.ir.program import Target
 
 
@@ -314,15 +316,10 @@ def shown(variables: list[Var]) -> tuple[Var, ...]:
 def rows_come_second(stage: Stage, left: list[Var]) -> bool:
     """Columns are vectors: never the windowed operand; else the side of the last output axis."""
     first, second = stage.operands()
-    if windowed(first) != windowed(second):
-        return windowed(second)
+    if is_windowed(first) != is_windowed(second):
+        return is_windowed(second)
     last = next((v for v in reversed(stage.axes) if v.extent > 1), None)
     return last in left
-
-
-def windowed(read: Read) -> bool:
-    """True if a dimension is read at a sum of loop variables."""
-    return any(len(i.free_vars()) > 1 for i in read.index)
 
 
 def epilogue(low: Lowering, leaf: Leaf, stage: Stage, tile: Storage) -> list[Stmt]:

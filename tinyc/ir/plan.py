@@ -107,6 +107,23 @@ class Stage:
         return total
 
 
+def is_windowed(read: Read) -> bool:
+    """True if some elements are read at several values of the loop variables: a sliding window."""
+    return any(overlaps(i) for i in read.index)
+
+
+def overlaps(index: Affine) -> bool:
+    """True if a dimension's index is a sum in which steps of one variable reach another's."""
+    reach = 0
+    for atom, coeff in sorted(index.terms, key=lambda term: abs(term[1])):
+        if not isinstance(atom, Var):
+            return False
+        if reach >= abs(coeff):
+            return True
+        reach += abs(coeff) * (atom.extent - 1)
+    return False
+
+
 def read_vars(read: Read) -> set[Var]:
     """The loop variables that the index of a read depends on."""
     return {v for i in read.index for v in i.free_vars()}

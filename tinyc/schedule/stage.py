@@ -27,7 +27,7 @@ from tinyc.ir.loop import (
 )
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, Op
-from tinyc.ir.plan import Buf, Plan, Stage, row_major
+from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, row_major
 from tinyc.ir.program import OutputSpec, Site
 from tinyc.ir.views import Between, Divides, source_index
 
@@ -604,11 +604,6 @@ def hoisted_axis(stage: Stage) -> Var | None:
                 if read.index[0] == Affine.of(v) and v.extent > 1:
                     return v
     return None
-
-
-def is_windowed(read: Read) -> bool:
-    """True if some dimension is read at a sum of loop variables."""
-    return len(read.index) >= 3 and any(len(i.free_vars()) > 1 for i in read.index)
 
 
 # -- expressions ---------------------------------------------------------------------------------
