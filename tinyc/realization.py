@@ -13,7 +13,7 @@ from tinyc.diagnostics import Origin, StaleError, TracingError, format_origin
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
 from tinyc.ir.evaluate import EVAL
-from tinyc.ir.node import Node, toposort, with_sources
+from tinyc.ir.node import Node, node, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import (
@@ -201,21 +201,56 @@ def _order(outputs: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
     return list(order), cuts
 
 
-def resolve(outputs: Sequence[Node]) -> list[Node]:
-    """Return the nodes with placeholders replaced by what they stand for, where that is known."""
+def resolve(nodes: Sequence[Node], writes: Sequence[Node]) -> list[Node]:
+    """Return what a captured program computes, in terms of its inputs and of state.
+
+    Placeholders are replaced by what they stand for, where that is known.
+    """
+    outputs = [*nodes, *writes]
     mapping: dict[Node, Node] = {}
     for n in toposort(outputs):
         defined = definitions.get(n) if n.op is Op.BUFFER else None
         if defined is not None:
             mapping[n] = defined
-    return resolve(state.substitute(outputs, mapping)) if mapping else list(outputs)
+    if mapping:
+        outputs = state.substitute(outputs, mapping)
+        return resolve(outputs[: len(nodes)], outputs[len(nodes) :])
+    carried_out = _chains(writes)
+    new: dict[Node, Node] = {}
+    for n in toposort(outputs):
+        new[n] = _with_sources(n, tuple([new[s] for s in n.src]), carried_out)
+    return [_value(new[n]) for n in nodes] + [new[n] for n in writes]
 
 
-def _cut(outputs: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
-    """Return the nodes as they are computed from memory, and that memory by uid."""
-    leaves = _plain_leaves(outputs)
+def _chains(writes: Sequence[Node]) -> set[Node]:
+    """Return the ASSIGNs that a program carries out: the writes and those before them."""
+    found = set()
+    for n in writes:
+        while n.op is Op.ASSIGN:
+            found.add(n)
+            n = n.src[0]
+    return found
+
+
+def _with_sources(n: Node, sources: tuple[Node, ...], carried_out: set[Node]) -> Node:
+    """Return a node on other sources; a write that is not carried out becomes a value."""
+    if n.op is Op.ASSIGN and n not in carried_out:
+        return state.replaced(sources[0], n.attrs, sources[1])
+    return with_sources(n, sources)
+
+
+def _value(n: Node) -> Node:
+    """Return a node as an output that gives a value: state is copied."""
+    return node(Op.MATERIALIZE, (n,)) if n.op in (Op.BUFFER, Op.ASSIGN) else n
+
+
+def _cut(nodes: Sequence[Node], writes: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
+    """Return nodes and writes as they are computed from memory, and that memory by uid."""
+    outputs = [*nodes, *writes]
+    carried_out = _chains(writes)
+    leaves = _plain_leaves(outputs, carried_out)
     if leaves is not None:
-        return list(outputs), {leaf.attrs[0]: _memory_of(leaf).buffer for leaf in leaves}
+        return outputs, {leaf.attrs[0]: _memory_of(leaf).buffer for leaf in leaves}
     order, cuts = _order(outputs)
     new: dict[Node, Node] = {}
     memory: dict[int, Buffer] = {}
@@ -233,11 +268,11 @@ def _cut(outputs: Sequence[Node]) -> tuple[list[Node], dict[int, Buffer]]:
             if leaf.op is Op.BUFFER and leaf.attrs[0] not in memory:
                 memory[leaf.attrs[0]] = _memory_of(leaf).buffer
         else:
-            new[n] = with_sources(n, tuple([new[s] for s in n.src]))
+            new[n] = _with_sources(n, tuple([new[s] for s in n.src]), carried_out)
     return [new[n] for n in outputs], memory
 
 
-def _plain_leaves(outputs: Sequence[Node]) -> list[Node] | None:
+def _plain_leaves(outputs: Sequence[Node], carried_out: set[Node]) -> list[Node] | None:
     """Return the BUFFER leaves of a graph that is computed as it is; None if parts are replaced."""
     entries = stored.entries
     seen = set(outputs)
@@ -248,6 +283,8 @@ def _plain_leaves(outputs: Sequence[Node]) -> list[Node] | None:
             return None
         if n.src:
             if n.op is Op.SLICE and n.src[0].op is Op.BUFFER:
+                return None
+            if n.op is Op.ASSIGN and n not in carried_out:
                 return None
             for source in n.src:
                 if source not in seen:
@@ -303,7 +340,8 @@ def _part(n: Node, memory: dict[int, Buffer]) -> Node | None:
 
 def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
     """Return the values of nodes, each in a buffer of its own, and carry out writes (ASSIGNs)."""
-    cut, memory = _cut([*nodes, *writes])
+    cut, memory = _cut(nodes, writes)
+    cut[: len(nodes)] = [n if n.op is Op.BUFFER else _value(n) for n in cut[: len(nodes)]]
     results: dict[Node, Buffer] = {}
     by_device: dict[str, list[Node]] = {}
     # Copies first: a write may replace what they read.

@@ -298,6 +298,8 @@ class Handle:
 
     def _store(self, value: Node, region: tuple | None, mode: int, origin: Origin) -> None:
         slot = self._slot
+        if region is not None and region[1] == self._shape():
+            value, region = _forwards(value, region), None
         # Memory that a capture makes is the same at every run, so it is a first value there.
         trace = capturing.trace
         constant = slot is not None and trace is not None and slot.born is trace
@@ -403,13 +405,19 @@ def _unviewed(
     return value, region
 
 
+def _forwards(value: Node, region: tuple) -> Node:
+    """Return the value of a region with the axes turned that the region goes through backwards."""
+    _, sizes, steps = region
+    first = tuple([size - 1 if step < 0 else 0 for size, step in zip(sizes, steps)])
+    return b.slice_(value, first, sizes, tuple([-1 if step < 0 else 1 for step in steps]))
+
+
 def replaced(whole: Node, region: tuple, value: Node) -> Node:
     """Return a node with a region (starts, sizes, steps) replaced."""
     starts, sizes, steps = region
     if 0 in sizes:
         return whole
-    first = tuple([size - 1 if step < 0 else 0 for size, step in zip(sizes, steps)])
-    value = b.slice_(value, first, sizes, tuple([-1 if step < 0 else 1 for step in steps]))
+    value = _forwards(value, region)
     low = tuple([min(s, s + t * (n - 1)) for s, n, t in zip(starts, sizes, steps)])
     high = tuple(
         [

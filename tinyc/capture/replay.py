@@ -13,7 +13,7 @@ from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import TracingError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
-from tinyc.ir.node import Graph, Node, canonical_key, node
+from tinyc.ir.node import Graph, Node, canonical_key
 from tinyc.ir.ops import Op, describe
 from tinyc.realization import compute, readers, realize, resolve, run, stale
 from tinyc.runtime import profile
@@ -351,8 +351,7 @@ class _Collector:
         without, with_grad, grads, kept = self._collect_grads()
         self._collect_writes()
         returned = len(self.values)
-        nodes = resolve([*self.values, *kept, *self.writes])
-        nodes = [_as_output(n) for n in nodes]
+        nodes = resolve([*self.values, *kept], self.writes)
         _, leaves = canonical_key(nodes)
         made = Replay(Graph(tuple(nodes)), leaves, self.inputs)
         made.result = shown
@@ -456,8 +455,3 @@ def _unviewed(tensor: Handle) -> tuple[Node, list[tuple]]:
     if tensor._slot is not None:
         return shown, []
     return tensor.node, steps[::-1]
-
-
-def _as_output(shown: Node) -> Node:
-    """Return a node that is computed: memory itself is copied."""
-    return node(Op.MATERIALIZE, (shown,)) if shown.op is Op.BUFFER else shown
