@@ -6,7 +6,7 @@ from dataclasses import replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
 from tinyc.diagnostics import ScheduleError
-from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, transform
+from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, loads, transform
 from tinyc.ir.program import Target
 
 SUM_BLOCK = 4096
@@ -80,6 +80,9 @@ def is_short(loop: For, inside: int) -> bool:
         return False
     if loop.var.extent * len(loop.body) > UNROLL_STATEMENTS:
         return False
+    if any(isinstance(s, Store) and s.index.coeff(loop.var) and any(x.guard for x in loads(s.value))
+           for s in loop.body):
+        return False  # gcc 12 mixes up neighbouring stores of guarded loads when it makes vectors
     sums = any(isinstance(s, Store) and s.accumulate and not s.index.coeff(loop.var)
                for s in loop.body)
     return loop.var.extent <= UNROLL_MAP or (
