@@ -1,0 +1,92 @@
+"""Running graphs on plain arrays: compiled, or interpreted at any point of the pass list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tinyc import compiler, config, pipeline
+from tinyc.codegen.interpret import run_kernels
+from tinyc.ir import build as b
+from tinyc.ir import dtype as d
+from tinyc.ir.node import Node, canonical_key
+from tinyc.ir.ops import Op
+from tinyc.ir.plan import Plan
+from tinyc.ir.program import CPU, Program
+from tinyc.runtime.buffer import Buffer
+
+Memory = dict[int, np.ndarray]
+# Splits even small loops into chunks.
+SPLITTING = replace(CPU, serial_work=200)
+
+
+def buffers(*arrays: np.ndarray) -> tuple[list[Node], Memory]:
+    """A BUFFER node on the CPU for each array, and the arrays by uid."""
+    memory = {uid: np.asarray(a) for uid, a in enumerate(arrays, 1)}
+    nodes = [b.buffer(uid, 0, a.shape, d.from_numpy(a.dtype), "cpu") for uid, a in memory.items()]
+    return nodes, memory
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def root_uid(out: Node) -> int:
+    while out.op is Op.ASSIGN:
+        out = out.src[0]
+    return out.attrs[0]
+
+
+def native(
+    outputs: Sequence[Node], memory: Mapping[int, np.ndarray], fuse: bool = True, threads: int = 1
+) -> list[np.ndarray]:
+    """What the compiled program computes; for a state, the buffer as it is afterwards."""
+    with config.configure(fuse=fuse, threads=threads):
+        _, leaves = canonical_key(outputs)
+        uids = [leaf.attrs[0] for leaf in leaves]
+        held = {uid: Buffer.from_numpy(memory[uid], "cpu") for uid in uids}
+        results = compiler.compile_graph(outputs).run([held[uid] for uid in uids])
+        return [np.array(held[root_uid(out)].array if r is None else r.array)
+                for out, r in zip(outputs, results)]
+
+
+def program_of(outputs: Sequence[Node], fuse: bool = True) -> Program:
+    """The program of a graph, without compiling its source."""
+    with config.configure(fuse=fuse):
+        _, leaves = canonical_key(outputs)
+        return pipeline.build_program(tuple(outputs), leaves, CPU)[0]
+
+
+def plan_of(outputs: Sequence[Node], fuse: bool = True, until: str = "", target=CPU) -> Plan:
+    """The plan after the pass `until`, by default after all of them."""
+    with config.configure(fuse=fuse):
+        new = tuple(outputs)
+        for p in pipeline.GRAPH:
+            new = p.run(new, target)
+        new = tuple(map(pipeline.fresh, outputs, new))
+        plan = Plan(new, canonical_key(outputs)[1], [])
+        for p in pipeline.PLAN:
+            p.run(plan, target)
+            if p.name == until:
+                break
+    return plan
+
+
+def interpreted(
+    outputs: Sequence[Node], memory: Mapping[int, np.ndarray], fuse: bool = True, until: str = ""
+) -> list[np.ndarray]:
+    """What the kernels of a plan compute, interpreted."""
+    plan = plan_of(outputs, fuse, until, SPLITTING)
+    held = {uid: np.array(a, order="C") for uid, a in memory.items()}
+    leaves = canonical_key(outputs)[1]
+    slots = {s: held[leaf.attrs[0]].reshape(-1) for s, leaf in zip(plan.slots, leaves)}
+    results, fresh = [], iter(plan.slots[len(leaves):])
+    for out, spec in zip(outputs, plan.output_specs):
+        array = held[root_uid(out)] if spec is None else np.empty(out.shape, out.dtype.np)
+        if spec is not None:
+            slots[next(fresh)] = array.reshape(-1)
+        results.append(array)
+    run_kernels(plan.kernels, slots, None if until else plan.arena_size)
+    return results
