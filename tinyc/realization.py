@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyc import state
 from tinyc.compiler import execute
-from tinyc.diagnostics import Origin, StaleError, TracingError, format_origin
+from tinyc.diagnostics import BoundsError, Origin, StaleError, TracingError, format_origin
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
 from tinyc.ir.evaluate import EVAL
@@ -103,8 +103,9 @@ def run(expressions: list[Handle]) -> None:
     writes = [slot.pending for slot in slots if slot.pending is not None]
     try:
         buffers = compute([handle._node for handle in expressions], writes)
-    except BaseException:
+    except BaseException as error:
         drop_pending()
+        spoil(error, slots)
         raise
     for slot, write in zip(slots, writes):
         slot.overwritten()
@@ -138,6 +139,24 @@ def own(root: Handle) -> None:
         realize([root])
         if root._slot is None and not root._computed:
             run([root])
+
+
+def spoil(error: BaseException, slots: Iterable[Slot]) -> None:
+    """Say which tensors a program may have overwritten before it met an index out of range."""
+    native = [slot for slot in slots if slot.buffer.device != "numpy"]
+    if isinstance(error, BoundsError) and native:
+        for slot in native:
+            slot.overwritten()
+        shapes = [
+            f"{s.buffer.dtype}{list(s.buffer.shape)} (created {format_origin(s.origin)})"
+            for s in native
+        ]
+        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        raise BoundsError(
+            f"{error}; the state that the program overwrites is spoiled: "
+            + ", ".join(shapes[:3])
+            + more
+        ) from None
 
 
 def drop_pending() -> None:

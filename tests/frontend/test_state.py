@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinyc
-from tinyc import Tensor, compiler, config, nn, optim, state
+from tinyc import Tensor, compiler, config, jit, nn, optim, state
 from tinyc.diagnostics import StaleError
 from tinyc.ir.node import interned_count, toposort
 from tinyc.ir.ops import Op
@@ -271,6 +271,26 @@ def test_a_failing_program_leaves_the_state_as_it_was() -> None:
     with pytest.raises(IndexError, match="7"):
         t.realize()
     assert t.tolist() == [1, 2, 3]
+
+
+def test_state_that_a_failing_program_may_have_overwritten_is_named() -> None:
+    t, index = Tensor([1.0, 2.0, 3.0]), Tensor([0, 7])
+
+    @jit
+    def update() -> None:
+        t.assign(t * t[index].sum())
+
+    if config.current().device == "numpy":
+        with pytest.raises(IndexError, match="7"):
+            update()
+        assert t.tolist() == [1, 2, 3]
+        return
+    spoiled = r"is spoiled: f32\[3\] \(created test_state.py:\d+\)"
+    with pytest.raises(IndexError, match=spoiled):
+        update()
+    t.assign(t * t[index].sum())
+    with pytest.raises(IndexError, match=spoiled):
+        t.realize()
 
 
 def test_running_statistics_do_not_pile_up() -> None:

@@ -10,12 +10,12 @@ from tinyc import compiler, config, state
 from tinyc.capture.arguments import replace
 from tinyc.capture.trace import GradUse, Trace
 from tinyc.compiler import NativeExecutable
-from tinyc.diagnostics import TracingError
+from tinyc.diagnostics import BoundsError, TracingError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
 from tinyc.ir.node import Graph, Node, canonical_key
 from tinyc.ir.ops import Op, describe
-from tinyc.realization import compute, readers, realize, resolve, run, stale
+from tinyc.realization import compute, readers, realize, resolve, run, spoil, stale
 from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import GRAD, Handle, Slot, clock
@@ -155,7 +155,11 @@ class Replay:
             buffers.append(_buffer_of(tensor) if slot is None else slot.buffer)
         if self._overwritten or self.donated:
             self._check_aliases(inputs, buffers)
-        values = self._call(buffers) if self.executable is not None else []
+        try:
+            values = self._call(buffers) if self.executable is not None else []
+        except BoundsError as error:
+            spoil(error, [*self.overwritten, *[inputs[k]._slot for k in self.donated]])
+            raise
         if self._overwritten:
             self.runs[0] += 1
             clock.writes += 1
