@@ -202,11 +202,18 @@ INTEGER = {
     "floor": "static inline {t} tc_{name}({t} a) {{ return a; }}",
 }
 
+# As numpy has them: the quotient is the floor of what is left when the remainder is taken away.
 FLOAT = {
-    "idiv": "static inline {t} tc_{name}({t} a, {t} b) {{ return __builtin_floor{f}(a / b); }}",
+    "idiv": "static inline {t} tc_{name}({t} a, {t} b) {{ if (b == 0) return a / b; "
+            "{t} r = __builtin_fmod{f}(a, b), d = (a - r) / b; "
+            "if (r != 0 && (b < 0) != (r < 0)) d -= 1; "
+            "if (d == 0) return __builtin_copysign{f}(0, a / b); "
+            "{t} q = __builtin_floor{f}(d); return d - q > ({t})0.5 ? q + 1 : q; }}",
     "mod": "static inline {t} tc_{name}({t} a, {t} b) {{ {t} r = __builtin_fmod{f}(a, b); "
-           "return r != 0 && (r < 0) != (b < 0) ? r + b : r; }}",
+           "if (r == 0) return __builtin_copysign{f}(r, b); "
+           "return (r < 0) != (b < 0) ? r + b : r; }}",
 }
+USES_LIBM = ("idiv_f32", "idiv_f64", "mod_f32", "mod_f64")
 
 
 def conversion(name: str, out: str, source: str) -> str:
@@ -246,7 +253,8 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
     pieces = [RUNTIME, PIN if renderer.tiles else "", mathfn.prelude(used),
              *(helper(h) for h in renderer.helpers), *(tile_function(*k) for k in renderer.tiles),
              *bodies]
-    libm = any(mathfn.MATH[f].libm for f in used) or "fmod" in "".join(renderer.helpers)
+    libm = any(mathfn.MATH[f].libm for f in used) or any(
+        h in USES_LIBM for h in renderer.helpers)
     return Source("\n\n".join(p for p in pieces if p) + "\n", libm,
                   max((t.scratch_size for t in texts), default=0),
                   tuple(functions[n] for n, _ in names), len(groups))
