@@ -23,6 +23,7 @@ from tinyc.ir.plan import Nest, Plan
 from tinyc.ir.plan_text import plan_text
 from tinyc.ir.printer import to_text
 from tinyc.ir.program import Program, Target
+from tinyc.ir.reuse import reuse
 from tinyc.ir.simplify import simplify
 from tinyc.ir.verify import verify
 from tinyc.schedule.arrays import contract_arrays
@@ -60,6 +61,8 @@ GRAPH = (
     # Views are composed; constants are folded; no float algebra that could change NaN or inf.
     Pass("lift", lambda outputs, target: lift(outputs)),
     # Every sum of products is a contraction.
+    Pass("reuse", lambda outputs, target: reuse(outputs)),
+    # The backward pass asks values that are stored anyway.
 )
 PLAN = (
     Pass("stage", lambda plan, target: build_stages(plan, config.current().fuse)),

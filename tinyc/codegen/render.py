@@ -118,7 +118,7 @@ class Scope:
     def declaration(self, s: Storage) -> str:
         name, ctype = self.storage(s), TYPES[s.dtype.name]
         if s.size == 1:
-            return f"{ctype} {name};"
+            return f"{local_type(s.dtype)} {name};"
         return f"{ctype} {name}[{s.size}] __attribute__((aligned(64)));"
 
     def loop(self, stmt: For, depth: int) -> list[str]:
@@ -186,7 +186,7 @@ class Scope:
             if e is not root and not plain and apart:
                 name = f"t{self.temporaries}"
                 self.temporaries += 1
-                lines.append(f"{pad}const {TYPES[e.dtype.name]} {name} = {t};")
+                lines.append(f"{pad}const {local_type(e.dtype)} {name} = {t};")
                 t = name
             text[id(e)] = t
         return text[id(root)]
@@ -306,6 +306,11 @@ class Scope:
             assert isinstance(atom, Mod)
             name = f"({self.affine(atom.operand, text)} % {atom.n})"
         return name if coeff == 1 else f"{coeff} * {name}" if coeff != -1 else f"-{name}"
+
+
+def local_type(dtype: DType) -> str:
+    """The type of a scalar; conditions are _Bool, which compilers turn into masks of any width."""
+    return "_Bool" if dtype.kind == "b" else TYPES[dtype.name]
 
 
 def float_text(value: np.floating) -> str:

@@ -14,7 +14,7 @@ from tinyc.composites.elementwise import minimum
 from tinyc.composites.reductions import first_max, mean, positions
 from tinyc.diagnostics import ShapeError
 from tinyc.ir import build as b
-from tinyc.ir.dtype import bool_, f32, i32, limits, u8
+from tinyc.ir.dtype import bool_, f32, i32, limits
 from tinyc.ir.node import Node
 from tinyc.ir.ops import fail
 
@@ -217,11 +217,10 @@ def max_pool(
     taps = tuple(range(len(x.shape), len(x.shape) + rank))
     if not gradient or not x.dtype.is_float:
         return b.max_(views, taps)
-    narrow = u8 if math.prod(pool.kernel) <= 256 else i32
-    first = b.detach(first_max(views, taps, narrow))
+    # As i32 throughout: as wide as f32, so that loops over both fill whole vectors.
+    first = b.detach(first_max(views, taps, i32))
     first = b.expand_axes(first, views.shape, tuple(range(len(x.shape))))
-    # Compared as i32, so that one vector length fits all that the loop does.
-    chosen = b.eq(positions(views, taps), b.cast(first, i32))
+    chosen = b.eq(positions(views, taps), first)
     return b.sum_(b.where(chosen, views, 0), taps)
 
 
