@@ -326,7 +326,8 @@ def function_text(text: KernelText, body: str) -> str:
 
 def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
           names: Sequence[tuple[str, bool]], slots: dict[Storage, int]) -> str:
-    """tinyc_step: every kernel with its pointers, in order."""
+    """tinyc_step: every kernel with its pointers, in order; it ends where an index is bad, so that
+    later kernels, the ones that update parameters, leave everything as it was."""
     lines = ["long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {",
              "  if (rt->times) rt->times[0] = rt->now();"]
     for i, (kernel, text, (name, ends)) in enumerate(zip(kernels, texts, names)):
@@ -338,6 +339,8 @@ def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
             lines.append(f"    rt->par({name}, &t, {kernel.chunks});")
         else:
             lines.append(f"    {name}(&t, 0, 0);")
+        if "tc_check(" in text.body:
+            lines.append("    if (rt->status[0]) return 1;")
         if ends:
             lines.append(f"    {name}_end(&t, 0, 0);")
         lines.append(f"    if (rt->times) rt->times[{i + 1}] = rt->now(); }}")

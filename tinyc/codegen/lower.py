@@ -22,7 +22,16 @@ from tinyc.ir.loop import (
     rewrite,
 )
 from tinyc.ir.plan import (
-    Buf, Leaf, Loop, Nest, Plan, Stage, Tree, is_windowed, row_major, stages_of,
+    Buf,
+    Leaf,
+    Loop,
+    Nest,
+    Plan,
+    Stage,
+    Tree,
+    is_windowed,
+    row_major,
+    stages_of,
 )
 from tinyc.ir.program import Target
 
