@@ -49,9 +49,9 @@ def binary_ops(dtype: d.DType) -> list[Op]:
     return [*ARITHMETIC, *BITS, Op.SHL, Op.SHR]
 
 
-def check(outputs: list[Node], memory: dict[int, np.ndarray], **switches) -> None:
+def check(outputs: list[Node], memory: dict[int, np.ndarray]) -> None:
     """Bits of integers, places of NaN and infinities, 8 units in the last place of floats."""
-    got = native(outputs, memory, **switches)
+    got = native(outputs, memory)
     for out, mine, want in zip(outputs, got, evaluate(outputs, memory)):
         what = f"{out.op.value} {[s.dtype for s in out.src]} -> {out.dtype}"
         if out.dtype.kind != "f":
@@ -72,7 +72,8 @@ def test_binary_operators(dtype: d.DType) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_unary_operators_of_floats(dtype: d.DType) -> None:
-    (x,), memory = buffers(np.concatenate([special(dtype), np.linspace(-12, 12, 401, dtype=dtype.np)]))
+    ordinary = np.linspace(-12, 12, 401, dtype=dtype.np)
+    (x,), memory = buffers(np.concatenate([special(dtype), ordinary]))
     check([node(op, (x,)) for op in (*MATH, Op.NEG, Op.FLOOR)], memory)
 
 
@@ -118,7 +119,8 @@ def test_fused_pairs_of_unary_operators(dtype: d.DType) -> None:
         assert np.array_equal(np.isnan(mine), np.isnan(want)), (inner.op, out.op)
         # The outer function magnifies the inner one's last bit where its slope is large.
         calm = np.isfinite(want) & (np.abs(evaluate([inner], memory)[0]) < 50)
-        np.testing.assert_allclose(mine[calm], want[calm], 2e-4, 1e-5, err_msg=str((inner.op, out.op)))
+        what = f"{out.op.value} of {inner.op.value}"
+        np.testing.assert_allclose(mine[calm], want[calm], 2e-4, 1e-5, err_msg=what)
 
 
 def test_float_division_and_remainder_are_numpys() -> None:

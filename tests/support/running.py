@@ -16,6 +16,7 @@ from tinyc.ir.ops import Op
 from tinyc.ir.plan import Plan
 from tinyc.ir.program import CPU, Program
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import get_device
 
 Memory = dict[int, np.ndarray]
 # Splits even small loops into chunks.
@@ -39,17 +40,38 @@ def root_uid(out: Node) -> int:
     return out.attrs[0]
 
 
-def native(
-    outputs: Sequence[Node], memory: Mapping[int, np.ndarray], fuse: bool = True, threads: int = 1
-) -> list[np.ndarray]:
-    """What the compiled program computes; for a state, the buffer as it is afterwards."""
-    with config.configure(fuse=fuse, threads=threads):
-        _, leaves = canonical_key(outputs)
-        uids = [leaf.attrs[0] for leaf in leaves]
+class Compiled:
+    """A graph compiled for this machine, past all caches of programs.
+
+    With `split` even small loops are divided into chunks.
+    """
+
+    def __init__(self, outputs: Sequence[Node], fuse: bool = True, split: bool = False) -> None:
+        self.outputs = tuple(outputs)
+        self.leaves = canonical_key(outputs)[1]
+        target = compiler.host_target()
+        target = replace(target, serial_work=SPLITTING.serial_work) if split else target
+        with config.configure(fuse=fuse):
+            self.program, _ = pipeline.build_program(self.outputs, self.leaves, target)
+        loaded = get_device("cpu").load(self.program)
+        self.executable = compiler.NativeExecutable(
+            self.program, loaded, "cpu", self.outputs, self.leaves)
+
+    def __call__(self, memory: Mapping[int, np.ndarray], threads: int = 1) -> list[np.ndarray]:
+        """What it computes; for a state, the buffer as it is afterwards."""
+        uids = [leaf.attrs[0] for leaf in self.leaves]
         held = {uid: Buffer.from_numpy(memory[uid], "cpu") for uid in uids}
-        results = compiler.compile_graph(outputs).run([held[uid] for uid in uids])
+        with config.configure(threads=threads):
+            results = self.executable.run([held[uid] for uid in uids])
         return [np.array(held[root_uid(out)].array if r is None else r.array)
-                for out, r in zip(outputs, results)]
+                for out, r in zip(self.outputs, results)]
+
+
+def native(
+    outputs: Sequence[Node], memory: Mapping[int, np.ndarray], fuse: bool = True
+) -> list[np.ndarray]:
+    """What the compiled graph computes."""
+    return Compiled(outputs, fuse)(memory)
 
 
 def program_of(outputs: Sequence[Node], fuse: bool = True) -> Program:
