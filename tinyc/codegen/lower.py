@@ -4,8 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tinyc.codegen.contract import grid_chunks
+from tinyc.codegen.primitives import identity
 from tinyc.ir.cost import elements, stage_work
-from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Alloc,
@@ -127,17 +127,6 @@ def begins_here(low: Lowering, stage: Stage, loop: Loop, around: tuple[Loop, ...
         return False
     mine = {low.plan.mapping[stage].get(v, v) for v in stage.red}
     return loop.var in mine and all(o.var not in mine for o in around)
-
-
-def identity(kind: str, dtype: DType) -> Const:
-    """The neutral element of a reduction."""
-    if kind != "max":
-        return Const(dtype.np.type(0).item(), dtype)
-    if dtype.kind == "f":
-        return Const(float("-inf"), dtype)
-    if dtype.kind == "b":
-        return Const(False, dtype)
-    return Const(-(1 << 8 * dtype.itemsize - 1) if dtype.kind == "i" else 0, dtype)
 
 
 def accumulator(low: Lowering, stage: Stage, around: tuple[Loop, ...],

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 
 from tinyc.diagnostics import ScheduleError
-from tinyc.ir.dtype import DType, bool_
+from tinyc.ir.dtype import DType, bool_, limits
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Alloc,
@@ -165,19 +165,12 @@ def accumulate_in_register(loop: For) -> tuple[Stmt, ...]:
 
 def neutral(s: Store) -> Const:
     """What an accumulator starts with."""
-    dtype = s.storage.dtype
-    if s.accumulate == "sum":
-        return Const(dtype.np.type(0).item(), dtype)
-    if dtype.kind == "f":
-        return Const(float("-inf"), dtype)
-    return Const(lowest(dtype), dtype)
+    return identity(s.accumulate, s.storage.dtype)
 
 
-def lowest(dtype: DType) -> int | bool:
-    """The smallest value of an integer or bool dtype."""
-    if dtype.kind == "b":
-        return False
-    return -(1 << (8 * dtype.itemsize - 1)) if dtype.kind == "i" else 0
+def identity(kind: str | None, dtype: DType) -> Const:
+    """The neutral element of a reduction: "max", or a sum of some kind."""
+    return Const(limits(dtype)[0] if kind == "max" else dtype.np.type(0).item(), dtype)
 
 
 def fixed_sums(loop: For) -> Iterator[Store]:
