@@ -168,7 +168,8 @@ def share(f: Fuser, nest: Nest, loop: Loop, inside: list[Stage], way: Shared,
     """Take `loop` as one of the stage's own loops, then go on below it."""
     choice, why = match_variable(f, loop, inside, way, depth)
     if choice is None:
-        if why and any(p in inside for p in way.stage.producers):
+        needed = {*way.stage.producers, *way.stage.after}
+        if why and not needed.isdisjoint(inside):
             f.refuse(way.stage, why, kernel=nest.number)
         return None
     way.mapping[choice] = loop.var
