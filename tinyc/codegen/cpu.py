@@ -1,13 +1,17 @@
 """CPU recipes: in which order the schedule primitives are applied to a kernel."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
-from tinyc.diagnostics import ScheduleError
+from tinyc.diagnostics import ScheduleError, debug_line
 from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, loads, transform
 from tinyc.ir.program import Target
+
+Body = tuple[Stmt, ...]
+Rewrite = Callable[[Stmt], Body]
 
 SUM_BLOCK = 4096
 UNROLL_SUM = 8
@@ -26,15 +30,33 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
 
 def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) -> tuple[Stmt, ...]:
     """Loops without contractions: collapse, unroll, keep sums in registers, lanes, hoisting."""
-    body = transform(body, collapse_all)
-    body = transform(body, split_digits)
-    body = tuple(t for s in body for t in keep_sums(s))
-    body = tuple(t for s in body for t in unroll_short(s, None))
-    body = transform(body, lambda s: block_chunks(s, kernel))
-    body = tuple(t for s in body for t in lanes(s, target))
-    body = transform(body, hoist_all)
-    body = transform(body, inline_single)
-    return transform(body, vectorize_all)
+    steps = (
+        ("collapse", everywhere(collapse_all)),
+        ("split digits", everywhere(split_digits)),
+        ("keep sums in registers", from_the_root(keep_sums)),
+        ("unroll", from_the_root(lambda s: unroll_short(s, None))),
+        ("block chunks", everywhere(lambda s: block_chunks(s, kernel))),
+        ("sum in lanes", from_the_root(lambda s: lanes(s, target))),
+        ("hoist", everywhere(hoist_all)),
+        ("inline single iterations", everywhere(inline_single)),
+        ("vectorize", everywhere(vectorize_all)),
+    )
+    for name, step in steps:
+        before, body = body, step(body)
+        if body != before:
+            debug_line(6, f"schedule: {kernel.name}: {name}", kernel=kernel.name,
+                       pass_name="schedule")
+    return body
+
+
+def everywhere(fn: Rewrite) -> Callable[[Body], Body]:
+    """Apply a rewrite to every statement, inner ones first."""
+    return lambda body: transform(body, fn)
+
+
+def from_the_root(fn: Rewrite) -> Callable[[Body], Body]:
+    """Apply a rewrite to the outermost statements; it goes down by itself."""
+    return lambda body: tuple(t for s in body for t in fn(s))
 
 
 def collapse_all(stmt: Stmt) -> tuple[Stmt, ...]:
