@@ -133,13 +133,14 @@ def test_layers():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-class TestBuild:
-    @pytest.fixture(scope="class")
-    def wheel(self, tmp_path_factory):
-        hatchling = pytest.importorskip("hatchling.builders.wheel")
-        folder = tmp_path_factory.mktemp("wheel")
-        return Path(next(hatchling.WheelBuilder(str(ROOT)).build(directory=str(folder))))
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    hatchling = pytest.importorskip("hatchling.builders.wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    return Path(next(hatchling.WheelBuilder(str(ROOT)).build(directory=str(folder))))
 
+
+class TestBuild:
     def test_the_wheel_is_pure_python_and_complete(self, wheel):
         import zipfile
 
