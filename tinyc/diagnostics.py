@@ -40,7 +40,12 @@ class AxisError(TinycError, IndexError, ValueError):
 
 
 class BoundsError(TinycError, IndexError):
-    """A data-dependent index (or label) outside its bounds, found while a program ran."""
+    """A data-dependent index (or label) outside its bounds, found while a program ran.
+
+    `overwritten` are the addresses of the memory that the program may have changed before.
+    """
+
+    overwritten: frozenset[int] = frozenset()
 
 
 class VerifyError(TinycError, RuntimeError):

@@ -143,17 +143,19 @@ def own(root: Handle) -> None:
 
 def spoil(error: BaseException, slots: Iterable[Slot]) -> None:
     """Say which tensors a program may have overwritten before it met an index out of range."""
-    native = [slot for slot in slots if slot.buffer.device != "numpy"]
-    if isinstance(error, BoundsError) and native:
-        for slot in native:
+    if not isinstance(error, BoundsError):
+        return
+    changed = [slot for slot in slots if slot.buffer.ptr in error.overwritten]
+    if changed:
+        for slot in changed:
             slot.overwritten()
         shapes = [
             f"{s.buffer.dtype}{list(s.buffer.shape)} (created {format_origin(s.origin)})"
-            for s in native
+            for s in changed
         ]
         more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
         raise BoundsError(
-            f"{error}; the state that the program overwrites is spoiled: "
+            f"{error}; the state that the program overwrote before is spoiled: "
             + ", ".join(shapes[:3])
             + more
         ) from None

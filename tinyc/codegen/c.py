@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
-from tinyc.ir.loop import LoopKernel, MicroKernel, Storage
+from tinyc.ir.loop import LoopKernel, MicroKernel, Storage, Store, statements
 
 RUNTIME = """\
 typedef struct {
@@ -324,10 +324,17 @@ def function_text(text: KernelText, body: str) -> str:
     return "\n".join([*lines, body, "}"])
 
 
+def overwrites(kernel: LoopKernel) -> bool:
+    """True if the chunks of a kernel store into an argument that the program also reads."""
+    return any(isinstance(s, Store) and s.storage.role == "slot" and s.storage.name.startswith("in")
+               for s in statements(kernel.body))
+
+
 def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
           names: Sequence[tuple[str, bool]], slots: dict[Storage, int]) -> str:
-    """tinyc_step: every kernel with its pointers, in order; it ends where an index is bad, so that
-    later kernels, the ones that update parameters, leave everything as it was."""
+    """tinyc_step: every kernel with its pointers, in order. Where an index is bad it ends, so that
+    later kernels, the ones that update parameters, change nothing, and returns how many before
+    it may have changed arguments."""
     lines = ["long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {",
              "  if (rt->times) rt->times[0] = rt->now();"]
     for i, (kernel, text, (name, ends)) in enumerate(zip(kernels, texts, names)):
@@ -340,7 +347,7 @@ def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
         else:
             lines.append(f"    {name}(&t, 0, 0);")
         if "tc_check(" in text.body:
-            lines.append("    if (rt->status[0]) return 1;")
+            lines.append(f"    if (rt->status[0]) return {i + overwrites(kernel)};")
         if ends:
             lines.append(f"    {name}_end(&t, 0, 0);")
         lines.append(f"    if (rt->times) rt->times[{i + 1}] = rt->now(); }}")

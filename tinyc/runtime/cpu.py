@@ -200,29 +200,34 @@ class CpuExecutable:
             device.refresh()
         status[0] = 0
         if times is None:
-            self._step(slots, device.arena, device.runtime_argument)
+            ran = self._step(slots, device.arena, device.runtime_argument)
         else:
-            self._timed(slots, times)
+            ran = self._timed(slots, times)
         if status[0]:
-            self._raise_bounds(status[0], status[1])
+            self._raise_bounds(slots, ran)
 
-    def _timed(self, slots: ctypes.Array, times: np.ndarray) -> None:
+    def _timed(self, slots: ctypes.Array, times: np.ndarray) -> int:
         wanted = len(self.program.kernels) + 1
         if times.dtype != np.int64 or times.shape != (wanted,) or not times.flags.c_contiguous:
             raise ValueError(f"times must be i64[{wanted}], not {times.dtype}{list(times.shape)}")
         device = self.device
         device.runtime.times = times.ctypes.data
         try:
-            self._step(slots, device.arena, device.runtime_argument)
+            return self._step(slots, device.arena, device.runtime_argument)
         finally:
             device.runtime.times = None
 
-    def _raise_bounds(self, number: int, value: int) -> None:
+    def _raise_bounds(self, slots: ctypes.Array, ran: int) -> None:
+        number, value = self.device.status
         site = self.program.sites[number - 1]
-        raise BoundsError(
+        error = BoundsError(
             f"{site.op} (at {format_origin(site.origin)}): index {value} is out of range;"
             f" 0 <= index < {site.bound}"
         )
+        kernels = self.program.kernels[:ran]
+        leaves = {name for kernel in kernels for name in kernel.writes if name.startswith("in")}
+        error.overwritten = frozenset(slots[int(name[2:])] for name in leaves)
+        raise error
 
 
 class CpuBinding:
