@@ -338,6 +338,9 @@ def vectorize(loop: For) -> For:
             if not s.index.is_linear_in(loop.var) or not s.index.coeff(loop.var):
                 raise ScheduleError(f"vectorize: {s.storage.name} is stored at one place by all")
             stored.setdefault(s.storage, []).append(s.index)
+    for storage, places in stored.items():
+        if any(meet(a, b, loop.var) for a in places for b in places):
+            raise ScheduleError(f"vectorize: {storage.name} is stored twice at one place")
     for s in loop.body:
         if not isinstance(s, Store):
             continue
@@ -345,6 +348,14 @@ def vectorize(loop: For) -> For:
             if any(load.index != i for i in stored.get(load.storage, ())):
                 raise ScheduleError(f"vectorize: {load.storage.name} is read at another iteration")
     return replace(loop, kind="chunk_simd" if loop.kind == "chunk" else "simd")
+
+
+def meet(a: Affine, b: Affine, v: Var) -> bool:
+    """True if one index may be at some iteration of `v` what the other is at another one."""
+    step, gap = a.coeff(v), a - b
+    if not gap.is_const or not step:
+        return True
+    return gap.const != 0 and gap.const % step == 0 and abs(gap.const // step) < v.extent
 
 
 def hoist(loop: For) -> tuple[Stmt, ...]:
