@@ -18,15 +18,16 @@ from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, f32, i64, u32
 from tinyc.ir.node import Node
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import default_device
 from tinyc.state import Slot
 
 _WORD = (1 << 32) - 1
 _WORDS = (1 << 64) - 1
 
 
-def _number(value: int) -> Slot:
+def _number(value: int, device: str) -> Slot:
     """Return new memory that holds one i64."""
-    buffer = Buffer(config.current().device, i64, ())
+    buffer = Buffer(device, i64, ())
     buffer.array[...] = value
     return Slot(buffer, caller_origin(2))
 
@@ -42,11 +43,13 @@ class Generator:
 
     def __init__(self, seed: int = 0) -> None:
         self._numpy: np.random.Generator | None = None
+        # Memory of whatever device: a draw moves it to where tensors are computed.
+        device = config.current().device
         # The state of captured programs, which read and advance it in place.
-        self._seed = _number(0)
-        self._counter = _number(0)
+        self._seed = _number(0, device)
+        self._counter = _number(0, device)
         # What draws read that are not captured: never overwritten.
-        self._key = _number(0)
+        self._key = _number(0, device)
         self.manual_seed(seed)
 
     def manual_seed(self, seed: int) -> Generator:
@@ -72,7 +75,7 @@ class Generator:
         seed, counter = (int(number) for number in where)
         self._seed.buffer.array[...] = seed
         self._counter.buffer.array[...] = counter
-        self._key = _number(seed)
+        self._key = _number(seed, self._seed.buffer.device)
         return self
 
     def numpy_generator(self) -> np.random.Generator:
@@ -83,13 +86,13 @@ class Generator:
 
     def draw(self, count: int) -> tuple[tuple[Node, Node], Node]:
         """Return (key, counter) for `count` numbers, and go on behind them."""
-        self._move(config.current().device)
+        self._move(default_device())
         if state.capturing.trace is not None:
             counter = self._counter.leaf()
             offset = state.capturing.trace.skip(self, count)
             return _words(self._seed.leaf()), b.add(counter, offset) if offset else counter
         # A copy, so that the program of a draw takes the counter as an input.
-        now = _number(int(self._counter.buffer.array))
+        now = _number(int(self._counter.buffer.array), self._counter.buffer.device)
         self._counter.buffer.array[...] += count
         return _words(self._key.leaf()), now.leaf()
 
@@ -97,8 +100,8 @@ class Generator:
         """Keep the state where tensors are computed."""
         if self._seed.buffer.device != device:
             seed, counter = self.get_state()
-            self._seed, self._counter = _number(int(seed)), _number(int(counter))
-            self._key = _number(int(seed))
+            self._seed, self._counter = _number(int(seed), device), _number(int(counter), device)
+            self._key = _number(int(seed), device)
 
     def advance(self, count: int) -> None:
         """Leave it pending, within a capture, that each run goes on by `count` numbers."""

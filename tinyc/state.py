@@ -24,6 +24,7 @@ from tinyc.ir.dtype import DType, bool_
 from tinyc.ir.node import Node, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import default_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -364,7 +365,7 @@ def register_leaf(handle: Handle) -> None:
 
 def device_of(node: Node) -> str:
     """Return where a node is computed."""
-    return node.device if node.device is not None else config.current().device
+    return node.device if node.device is not None else default_device()
 
 
 # Views in reverse.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -476,3 +479,23 @@ def test_copies_and_pickles() -> None:
             other += 1
         assert x.tolist() == [1, 2]
         assert other.tolist() == [2, 3]
+
+
+def test_without_a_compiler_everything_is_computed_by_numpy(tmp_path):
+    program = (
+        "import tinyc\n"
+        "layer = tinyc.nn.Linear(3, 2)\n"
+        "step = tinyc.jit(lambda x: layer(x).relu() + tinyc.rand(2))\n"
+        "result = step(tinyc.randn(4, 3) + tinyc.Tensor([1.0, 2.0, 3.0]))\n"
+        "print(result.device, result.numpy().shape)\n"
+    )
+    unset = {"CC", "TINYC_DEVICE"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PATH": str(tmp_path), "TINYC_CACHE_DIR": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    (tmp_path / "ziglang.py").touch()  # hides an installed one
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "numpy (4, 2)\n", done.stderr
+    assert "no working C compiler" in done.stderr

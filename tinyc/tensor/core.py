@@ -30,6 +30,7 @@ from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, describe, fail
 from tinyc.realization import add_leaf, array_of, is_known, realize
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import default_device
 from tinyc.state import CUT, GRAD, PLAIN, Handle
 from tinyc.tensor import gradients
 from tinyc.tensor.create import Creation
@@ -76,7 +77,7 @@ class Tensor(Operations, Views, Writing, Creation):
         requires_grad: bool = False,
     ) -> None:
         array = host_array(data, as_dtype(dtype) if dtype is not None else None)
-        device = config.current().device if device is None else device
+        device = default_device() if device is None else device
         self._init_buffer(Buffer.from_numpy(array, device), caller_origin())
         if requires_grad:
             self.requires_grad_()

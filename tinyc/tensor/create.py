@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc import config, random, state
+from tinyc import random, state
 from tinyc.composites import elementwise, indexing, linear
 from tinyc.diagnostics import DTypeError
 from tinyc.ir import build as b
@@ -17,6 +17,7 @@ from tinyc.ir.node import Node
 from tinyc.random import Generator
 from tinyc.realization import compute
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import default_device
 from tinyc.state import Handle
 from tinyc.tensor.views import sizes_of
 
@@ -248,7 +249,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
     """Return a tensor on an array's memory where that is aligned to 64 bytes, else on a copy."""
     from tinyc.tensor.core import Tensor
 
-    return Tensor._from_buffer(Buffer.from_numpy(array, config.current().device, copy=False))
+    return Tensor._from_buffer(Buffer.from_numpy(array, default_device(), copy=False))
 
 
 def from_dlpack(array: Any) -> Tensor:
