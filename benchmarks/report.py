@@ -263,7 +263,7 @@ def _latency(found: dict[str, Any]) -> str:
         parts.append("## Import, less a bare python\n\n" + table(header, rows))
     if found.get("first_step"):
         rows = [_first_step_row(key, v) for key, v in found["first_step"].items()]
-        header = ["workload, framework", "cold cache", "warm cache", "of it import", "build and step"]
+        header = ["workload, framework", "cold", "warm", "of it import", "build and step"]
         title = "## Process start to the end of the first training step, s\n\n"
         parts.append(title + table(header, rows))
     if found.get("size_mib"):
