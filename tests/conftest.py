@@ -12,6 +12,12 @@ import pytest
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write what tests/golden compares with anew"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs in pytest's cache, so that a second run compiles only what changed."""
     if "TINYC_CACHE_DIR" not in os.environ:

@@ -1,0 +1,39 @@
+static void k0_reduce(void *task, long chunk, long worker) {
+  void **p = ((tc_task *)task)->p;
+  const tinyc_rt *rt = ((tc_task *)task)->rt;
+  char *scratch = rt->scratch + worker * rt->scratch_stride;
+  long *status = rt->status;
+  (void)p, (void)scratch, (void)status, (void)chunk;
+  float *restrict a0 = (float *)p[0];
+  float *restrict a1 = (float *)p[1];
+  for (long i0 = 0; i0 < 64; i0++) {
+    float r0;
+    r0 = 0.0f;
+    float v1[8] __attribute__((aligned(64)));
+    #pragma omp simd
+    for (long i1 = 0; i1 < 8; i1++) {
+      v1[i1] = 0.0f;
+    }
+    for (long i2 = 0; i2 < 12; i2++) {
+      #pragma omp simd
+      for (long i3 = 0; i3 < 8; i3++) {
+        v1[i3] += a0[(100 * i0 + 8 * i2 + i3)];
+      }
+    }
+    #pragma omp simd
+    for (long i4 = 0; i4 < 4; i4++) {
+      v1[i4] += a0[(100 * i0 + i4 + 96)];
+    }
+    #pragma omp simd
+    for (long i5 = 0; i5 < 4; i5++) {
+      v1[i5] += v1[(i5 + 4)];
+    }
+    #pragma omp simd
+    for (long i6 = 0; i6 < 2; i6++) {
+      v1[i6] += v1[(i6 + 2)];
+    }
+    v1[0] += v1[1];
+    r0 += v1[0];
+    a1[i0] = r0;
+  }
+}
