@@ -113,3 +113,28 @@ def test_tinycs_adapter_trains():
     expected = [2.309663, 2.313196, 2.325159, 2.314722, 1.857850, 1.915029]
     losses = [case.step(i) for i in range(6)]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+# The most kernels that one step may take.
+STEPS = {"mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 220}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_are_few_kernels_that_compute_no_more_and_move_less(name):
+    import workloads
+    from adapters import tinyc_
+
+    from tinyc import compiler, config, pipeline
+
+    tinyc_.init("jit", 2)
+    case = tinyc_.make(workloads.WORKLOADS[name], "jit")
+    with compiler.observe() as runs:
+        case.step(0)
+    (run,) = (run for run in runs if len(run.executable.program.kernels) > 2)
+    graph, leaves = run.executable.outputs, run.executable.leaves
+    with config.configure(fuse=False):
+        unfused, _ = pipeline.build_program(graph, leaves, compiler.host_target())
+    fused = run.executable.program
+    assert len(fused.kernels) <= STEPS[name]
+    assert fused.flops <= 1.15 * unfused.flops
+    assert fused.bytes_moved < unfused.bytes_moved

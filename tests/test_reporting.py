@@ -53,7 +53,7 @@ class TestExplain:
         assert "tinyc_step" in found.source()
 
     def test_what_is_known_already_computes_nothing(self, x):
-        assert str(explain(lambda x: x, x)) == "nothing was computed"
+        assert str(explain(lambda x: x, x)) == "nothing was compiled"
 
     def test_nested_results_are_computed(self, x):
         found = explain(lambda x: {"a": x + 1, "b": [x * 2, (x - 1,)]}, x)

@@ -14,10 +14,11 @@ from tinyc.codegen import primitives as p
 from tinyc.codegen.interpret import OutsideStorage, run_kernels
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.dtype import DType, bool_, f32, i64
-from tinyc.ir.index import Affine, Var
+from tinyc.ir.index import Affine, Data, Var
 from tinyc.ir.loop import (
     Alloc,
     Apply,
+    Check,
     Const,
     Expr,
     For,
@@ -113,10 +114,10 @@ def test_collapse_refuses() -> None:
     a, c = Var("a", 3), Var("c", 4)
     at = Affine.of(a) * 4 + Affine.of(c)
     store = Store(y, at, Load(x, Affine.of(c) * 3 + Affine.of(a)))
-    with pytest.raises(ScheduleError, match="collapse: .* does not step evenly over a, c"):
+    with pytest.raises(ScheduleError, match=r"collapse: .* does not step evenly over a, c"):
         p.collapse(For(a, (For(c, (store,)),)))
     store = Store(y, at, Load(x, at // 2))
-    with pytest.raises(ScheduleError, match="collapse: .* divides a or c"):
+    with pytest.raises(ScheduleError, match=r"collapse: .* divides a or c"):
         p.collapse(For(a, (For(c, (store,)),)))
     inner = For(c, (Store(y, at, Load(x, at)),))
     with pytest.raises(ScheduleError, match="collapse: the outer loop holds more than the inner"):
@@ -319,6 +320,18 @@ def test_hoist_computes_what_is_fixed_once() -> None:
     after = p.hoist(For(j, (Store(z, Affine.of(j), value),)))
     assert text(after).splitlines()[1:] == [
         "[0] = exp(x[i])", "for j<8", "  z[j] = mul(y[j], [0])"]
+
+
+def test_hoist_checks_a_fixed_index_once() -> None:
+    x, y, _ = memory()
+    table = Storage("t", SIZE, i64, "slot")
+    i, j = Var("i", 4), Var("j", 8)
+    row = Data(Check(Load(table, Affine.of(i)), 8, 1, i64), 8, frozenset((i,)))
+    inner = For(j, (Store(y, Affine.of(i) * 8 + Affine.of(j),
+                          Load(x, Affine.of(row) * 8 + Affine.of(j))),))
+    after = p.hoist(inner)
+    assert text(after).splitlines()[:2] == ["i64 [1]", "[0] = check(t[i] < 8)"]
+    assert_kept((For(i, (inner,)),), (For(i, after),), [x, y, table])
 
 
 def test_hoist_leaves_what_the_loop_writes() -> None:

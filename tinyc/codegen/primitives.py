@@ -28,6 +28,7 @@ from tinyc.ir.loop import (
     indices,
     loads,
     replace_storage,
+    rewrite,
     statements,
     substitute_stmt,
     walk,
@@ -378,6 +379,8 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
             fixed[id(e)] = is_fixed(e, fixed, moving, written)
         return fixed
 
+    if loop.limit is None:
+        loop = fixed_indices(loop, moving, written, before)
     kept: list[Stmt] = []
     for stmt in whole_registers(loop, fixed_parts, before):
         if isinstance(stmt, Store):
@@ -385,6 +388,26 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
             stmt = replace(stmt, value=replace_fixed(stmt.value, fixed, before, done, shared))
         kept.append(stmt)
     return (*before, replace(loop, body=tuple(kept))) if before else (loop,)
+
+
+def fixed_indices(loop: For, moving: set[Var], written: set[Storage], before: list[Stmt]) -> For:
+    """Read and check before the loop the indices from data that stay the same in it."""
+    def fresh(e: Expr) -> Expr:
+        if free_vars(e) & moving or any(
+                x.storage in written or x.storage.role == "register" for x in loads(e)):
+            return e
+        r = Storage(f"h{next(_copies)}", 1, e.dtype, "register")
+        before.extend([Alloc(r), Store(r, Affine.const_of(0), e)])
+        return Load(r, Affine.const_of(0))
+
+    def visit(stmt: Stmt) -> Stmt:
+        if not isinstance(stmt, Store):
+            return stmt
+        value = rewrite(stmt.value, lambda e: e, lambda a: a.map_data(fresh))
+        return replace(stmt, index=stmt.index.map_data(fresh), value=value)
+
+    body = tuple(map(visit, loop.body))
+    return replace(loop, body=body) if before else loop
 
 
 def whole_registers(loop: For, fixed_parts: Callable[[Expr], dict[int, bool]],
