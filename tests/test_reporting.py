@@ -47,6 +47,15 @@ class TestExplain:
         assert "test_reporting.py:" in text
         assert "reduce" in text
 
+    def test_each_refusal_stands_below_its_member(self, x):
+        def two_layers(x: Tensor) -> Tensor:
+            return (x @ x.T).relu() @ x
+
+        lines = str(explain(two_layers, x)).splitlines()
+        second = lines.index(next(line for line in lines if line.startswith("  contract2")))
+        reason = "reads contract0, on whose register tiles only elementwise stages run"
+        assert lines[second + 1].startswith(f"    apart: {reason} [test_reporting.py:")
+
     def test_it_is_plain_data(self, x):
         found = explain(lambda x: x.exp(), x)
         assert json.loads(json.dumps(found.to_dict()))["kernels"][0]["name"]
@@ -87,7 +96,7 @@ class TestCompare:
     def test_text_is_a_table_with_totals(self, x):
         lines = str(compare(lambda x: x.softmax(-1), x, repeats=2)).splitlines()
         assert lines[0].split()[:3] == ["kernel", "us", "unfused"]
-        assert lines[-2].startswith("1 kernels")
+        assert lines[-2].startswith("1 kernel ")
         assert "medians of 2 runs each, in turns" in lines[-1]
 
 

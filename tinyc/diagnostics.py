@@ -153,11 +153,13 @@ class Remark:
     terms: Mapping[str, Term] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        return f"{self.pass_name}: {self.kind}: {self.subject}: {self.reason()}"
+
+    def reason(self) -> str:
+        """Return the message with the user's line and the numbers behind it."""
         terms = ", ".join(f"{name} {_format_term(value)}" for name, value in self.terms.items())
         where = f" [{format_origin(self.origin)}]" if self.origin else ""
-        return f"{self.pass_name}: {self.kind}: {self.subject}: {self.message}" + where + (
-            f" ({terms})" if terms else ""
-        )
+        return self.message + where + (f" ({terms})" if terms else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the remark as a dictionary of plain values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,18 +77,25 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.programs:
-            return "nothing was computed"
+            return "nothing was compiled"
         counts = f"{_count(len(self.kernels), 'kernel')} in {_count(len(self.programs), 'program')}"
         lines = [
             f"{counts}: {quantity(self.flops)}FLOP, {quantity(self.bytes_moved)}B moved, "
             f"arena {quantity(self.arena_bytes)}B"
         ]
-        for kernel in self.kernels:
-            lines += ["", *describe_kernel(kernel)]
-        if self.missed:
-            lines += ["", "loops that are not shared, and why"]
-            lines += [f"  {text}" for text in dict.fromkeys(map(describe_remark, self.missed))]
+        for program in self.programs:
+            for kernel in program.kernels:
+                lines += ["", *describe_kernel(kernel, refusals(program))]
         return "\n".join(lines)
+
+
+def refusals(program: Program) -> dict[str, list[str]]:
+    """Return why members of kernels do not share more loops, by the member's name."""
+    found: dict[str, list[str]] = {}
+    for remark in map(Remark.from_dict, program.remarks):
+        if remark.kind == "missed":
+            found.setdefault(remark.subject, []).append(remark.reason())
+    return found
 
 
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -177,7 +184,7 @@ class Comparison:
         rows = [_comparison_row(kernel) for kernel in self.kernels]
         unfused = sum(kernel.unfused_kernels for kernel in self.kernels)
         total = [
-            f"{len(self.kernels)} kernels",
+            _count(len(self.kernels), "kernel"),
             f"{self.fused_us:.1f}",
             f"{self.unfused_us:.1f}",
             f"{self.speedup:.2f}x",
@@ -292,8 +299,11 @@ def _comparison_row(kernel: KernelTimes) -> list[str]:
 # -- text ----------------------------------------------------------------------------------------
 
 
-def describe_kernel(kernel: KernelInfo) -> list[str]:
-    """Return the lines that show a kernel: what it does, for which lines, at what cost."""
+def describe_kernel(kernel: KernelInfo, refused: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the lines that show a kernel: its cost, the user's lines, its members in order.
+
+    Below each member stands why it is apart from loops before it, from ``refused`` by its name.
+    """
     cost = f"{quantity(kernel.flops)}FLOP, {quantity(kernel.bytes_moved)}B moved"
     if kernel.scratch_bytes:
         cost += f", {quantity(kernel.scratch_bytes)}B of scratch"
@@ -302,14 +312,11 @@ def describe_kernel(kernel: KernelInfo) -> list[str]:
     lines = [f"{kernel.name}: {cost}"]
     if kernel.origins:
         lines.append(f"  lines {origins_text(kernel.origins)}")
-    return lines + [f"  {member}" for member in kernel.members]
-
-
-def describe_remark(remark: Remark) -> str:
-    """Return one line: what, why, where, with the numbers that decided it."""
-    terms = ", ".join(f"{name} {value}" for name, value in remark.terms.items())
-    where = f" [{format_origin(remark.origin)}]" if remark.origin else ""
-    return f"{remark.subject}: {remark.message}{where}" + (f" ({terms})" if terms else "")
+    for member in kernel.members:
+        lines.append(f"  {member}")
+        reasons = dict.fromkeys(refused.get(member.partition(" ")[0], ()))
+        lines += [f"    apart: {reason}" for reason in reasons]
+    return lines
 
 
 def origins_text(origins: Sequence[tuple[str, int]], most: int = 4) -> str:

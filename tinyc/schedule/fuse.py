@@ -154,6 +154,8 @@ def descend(f: Fuser, nest: Nest, body: list[Tree], way: Shared, depth: int) -> 
         if isinstance(tree, Leaf):
             if can_be_epilogue(tree, way):
                 return tree
+            if tree.stage.kind == "contract" and not set(inside).isdisjoint(way.stage.producers):
+                f.refuse(way.stage, why_no_epilogue(tree, way), kernel=nest.number)
         else:
             found = share(f, nest, tree, inside, way, depth)
         if found is not None:
@@ -169,8 +171,8 @@ def share(f: Fuser, nest: Nest, loop: Loop, inside: list[Stage], way: Shared,
     choice, why = match_variable(f, loop, inside, way, depth)
     if choice is None:
         needed = {*way.stage.producers, *way.stage.after}
-        if why and not needed.isdisjoint(inside):
-            f.refuse(way.stage, why, kernel=nest.number)
+        if not needed.isdisjoint(inside):
+            f.refuse(way.stage, why or unmatched(f, way.stage, loop, inside), kernel=nest.number)
         return None
     way.mapping[choice] = loop.var
     way.loops.append(loop)
@@ -196,6 +198,16 @@ def match_variable(f: Fuser, loop: Loop, inside: list[Stage], way: Shared,
         if score > best_score:
             best, best_score = v, score
     return best, why
+
+
+def unmatched(f: Fuser, stage: Stage, loop: Loop, inside: list[Stage]) -> str:
+    """Why a stage stays outside a loop like which it has none."""
+    for p in stage.producers:
+        if p in inside and not dims_along(f, loop, p):
+            return f"{p.name} is complete only after loop {loop.var.name}"
+    if stage.kind == "contract":
+        return "a contraction shares only its batch axes: it runs in blocks over the others"
+    return f"no axis of its own runs in step with loop {loop.var.name}"
 
 
 def open_variables(way: Shared) -> list[Var]:
@@ -240,7 +252,7 @@ def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> str:
 
 def incomplete(f: Fuser, loop: Loop, stage: Stage, way: Shared, p: Stage, v: Var) -> str:
     """Why what `p` produces inside `loop` is not there when the stage reads it at `v`."""
-    dims = [d for d, axis in enumerate(p.axes) if f.mapping[p].get(axis, axis) is loop.var]
+    dims = dims_along(f, loop, p)
     if not dims:
         return f"{p.name} is complete only after loop {loop.var.name}"
     for read in stage.reads:
@@ -249,6 +261,12 @@ def incomplete(f: Fuser, loop: Loop, stage: Stage, way: Shared, p: Stage, v: Var
         if read.buf is not p.buf and read.buf.storage is p.buf.storage:
             return f"reads {p.name} as a part of something larger"
     return ""
+
+
+def dims_along(f: Fuser, loop: Loop, stage: Stage) -> list[int]:
+    """The dimensions of a stage's value that run as `loop`."""
+    names = f.mapping[stage]
+    return [d for d, axis in enumerate(stage.axes) if names.get(axis, axis) is loop.var]
 
 
 def overwrites_same(f: Fuser, loop: Loop, stage: Stage, before: Stage, v: Var) -> bool:
@@ -330,6 +348,16 @@ def can_be_epilogue(leaf: Leaf, way: Shared) -> bool:
     mine = sorted(v.extent for v in way.axes if v.extent > 1)
     return mine == sorted(v.extent for v in c.axes if v not in outer and v.extent > 1) and all(
         reads_at_own_index(stage, p, way) for p in stage.producers if p in group)
+
+
+def why_no_epilogue(leaf: Leaf, way: Shared) -> str:
+    """Why a stage that reads a contraction does not run on its register tile."""
+    c, stage = leaf.stage, way.stage
+    if stage.kind != "map":
+        return f"reads {c.name}, on whose register tiles only elementwise stages run"
+    if c.hoist in c.red:
+        return f"{c.name} is complete only after loop {c.hoist.name}"
+    return f"reads {c.name} elsewhere than at the elements of a register tile"
 
 
 def reads_at_own_index(stage: Stage, producer: Stage, way: Shared) -> bool:
