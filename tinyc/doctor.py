@@ -112,7 +112,7 @@ def compiler() -> list[Finding]:
     lines = [
         Finding(section, "compiler", "good", " ".join(found.command)),
         Finding(section, "version", "good", found.version.partition(" Copyright")[0]),
-        Finding(section, "flags", "good", " ".join(found.flags(libm=False))),
+        Finding(section, "flags", "good", " ".join(found.flags())),
     ]
     try:
         library, _ = load_library(Unit("double tinyc_half(double x) { return x / 2; }\n"))

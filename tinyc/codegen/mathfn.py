@@ -59,6 +59,14 @@ def _add_helpers(names: tuple[str, ...], pieces: dict[str, str]) -> None:
 # Out of line, one call would keep its whole loop from becoming vector code.
 INLINE = "#define TC_INLINE static inline __attribute__((always_inline))\n"
 
+SYMBOL = """\
+#ifdef __APPLE__
+#define TC_SYMBOL(name) "_" name
+#else
+#define TC_SYMBOL(name) name
+#endif
+"""
+
 BITS_F32 = """\
 TC_INLINE unsigned tc_bits_f32(float x) {
   unsigned b;
@@ -163,6 +171,7 @@ def _two_over_pi_table() -> str:
 
 
 HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "symbol": (SYMBOL, ()),
     "bits_f32": (BITS_F32, ()),
     "bits_f64": (BITS_F64, ()),
     "exp_reduce_f32": (EXP_REDUCE_F32, ("bits_f32",)),
@@ -325,10 +334,24 @@ TC_INLINE float tc_sqrt_f32(float x) { return __builtin_sqrtf(x); }
 
 def _library(op: Op, arity: int = 1) -> MathFn:
     """tc_<op>_f64, a call of the C library; square roots and floors are instructions."""
-    name, builtin = f"tc_{op.value}_f64", f"__builtin_{op.value}"
+    name = f"tc_{op.value}_f64"
     parameters, call = ("double x", "x") if arity == 1 else ("double x, double y", "x, y")
-    source = f"TC_INLINE double {name}({parameters}) {{ return {builtin}({call}); }}\n"
-    return MathFn(name, source, (), op not in (Op.SQRT, Op.FLOOR))
+    head = f"TC_INLINE double {name}({parameters}) {{ return "
+    if op in (Op.SQRT, Op.FLOOR):
+        return MathFn(name, f"{head}__builtin_{op.value}({call}); }}\n", (), False)
+    source = f"{external(op.value, 'double', arity)}{head}tc_libm_{op.value}({call}); }}\n"
+    return MathFn(name, source, ("symbol",), True)
+
+
+def external(function: str, ctype: str, arity: int) -> str:
+    """A declaration of a function of the C library under a name that compilers don't know.
+
+    Known by its own name, gcc folds it by rules that lose NaN where errno is out of the way:
+    sin(atan(x)) becomes x / sqrt(1 + x*x), made so that NaN gives 1.
+    """
+    parameters = ", ".join([ctype] * arity)
+    return (f"extern {ctype} tc_libm_{function}({parameters}) "
+            f'__asm__(TC_SYMBOL("{function}")) __attribute__((const));\n')
 
 
 _BITS = ("bits_f32",)

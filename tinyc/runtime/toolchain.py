@@ -31,6 +31,9 @@ FLAGS = (
     "-O2",
     "-ftree-vectorize",
     "-fno-trapping-math",
+    # Safe because generated code calls libm under names that compilers don't know: gcc folds
+    # sin(atan(x)) so that NaN gives 1 once errno is out of the way.
+    "-fno-math-errno",
     "-fwrapv",
     "-ffp-contract=fast",
     "-fopenmp-simd",
@@ -65,14 +68,9 @@ class Compiler:
     version: str
     native: tuple[str, ...]
 
-    def flags(self, libm: bool) -> tuple[str, ...]:
-        """The flags of a source that calls libm or does not.
-
-        gcc folds `sin(atan(x))` so that NaN gives 1 once errno is out of the way, so sources
-        that call libm keep it.
-        """
-        errno = () if libm else ("-fno-math-errno",)
-        return (*FLAGS, *FAMILY_FLAGS[self.family], *self.native, *errno)
+    def flags(self) -> tuple[str, ...]:
+        """The flags of every source."""
+        return (*FLAGS, *FAMILY_FLAGS[self.family], *self.native)
 
     def command_line(self, source: str, output: str, libm: bool) -> list[str]:
         """The words that compile a file."""
@@ -81,11 +79,11 @@ class Compiler:
     def link_line(self, sources: list[str], output: str, libm: bool) -> list[str]:
         """The words that make a library of sources and objects."""
         library = ["-lm"] if libm else []
-        return [*self.command, *self.flags(libm), "-o", output, *sources, *library]
+        return [*self.command, *self.flags(), "-o", output, *sources, *library]
 
     def part_line(self, part: int, output: str, libm: bool) -> list[str]:
         """The words that compile one part of a program to an object."""
-        return [*self.command, *self.flags(libm), "-c", f"-DTC_PART={part}", "-o", output, SOURCE]
+        return [*self.command, *self.flags(), "-c", f"-DTC_PART={part}", "-o", output, SOURCE]
 
 
 @dataclass(frozen=True)
@@ -313,7 +311,7 @@ def library_key(unit: Unit, compiler: Compiler) -> str:
 
     Comments are left out: they name lines of the user, which move without any other change.
     """
-    flags = compiler.flags(unit.libm)
+    flags = (*compiler.flags(), *(["-lm"] if unit.libm else []))
     command = shlex.join(compiler.command)
     source = _COMMENT.sub("", unit.source)
     return make_key("library", source, *flags, command, compiler.version, cpu_features())
