@@ -67,17 +67,21 @@ def lifetimes(plan: Plan) -> dict[Storage, Life]:
 def reuse_in_place(plan: Plan) -> None:
     """Let a value take over the storage of one that its kernel reads last, element for element."""
     lives = lifetimes(plan)
+    # The storage whose place another has taken over, directly or in turn.
+    taken: dict[Storage, Storage] = {}
     for i, kernel in enumerate(plan.kernels):
         reads, writes = kernel_accesses(kernel)
-        dying = [s for s in reads if s in lives and lives[s].last == i and s not in writes]
+        ends = {s: lives[taken.get(s, s)].last for s in reads if taken.get(s, s) in lives}
+        dying = [s for s, last in ends.items() if last == i and s not in writes]
         for new in writes:
             if new not in lives or lives[new].first != i or new in reads:
                 continue
             old = next((s for s in dying if fits(s, new) and aligned(kernel, s, new)), None)
             if old is not None:
                 dying.remove(old)
-                merge(plan, old, new)
-                lives[old].last = lives.pop(new).last
+                taken[new] = taken.get(old, old)
+                lives[taken[new]].last = lives.pop(new).last
+    merge(plan, taken)
 
 
 def fits(old: Storage, new: Storage) -> bool:
@@ -102,12 +106,13 @@ def aligned(kernel: LoopKernel, old: Storage, new: Storage) -> bool:
     return True
 
 
-def merge(plan: Plan, old: Storage, new: Storage) -> None:
-    """Replace one storage by another everywhere."""
-    for kernel in plan.kernels:
-        kernel.body = replace_storage(kernel.body, {new: old})
-        kernel.finish = replace_storage(kernel.finish, {new: old})
-    plan.storages.remove(new)
+def merge(plan: Plan, taken: dict[Storage, Storage]) -> None:
+    """Replace storages by those whose place they take, everywhere."""
+    if taken:
+        for kernel in plan.kernels:
+            kernel.body = replace_storage(kernel.body, taken)
+            kernel.finish = replace_storage(kernel.finish, taken)
+        plan.storages = [s for s in plan.storages if s not in taken]
 
 
 def plan_memory(plan: Plan) -> None:
