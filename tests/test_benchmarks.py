@@ -116,7 +116,7 @@ def test_tinycs_adapter_trains():
 
 
 # The most kernels that one step may take.
-STEPS = {"mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 220}
+STEPS = {"mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 100}
 
 
 @pytest.mark.parametrize("name", STEPS)
