@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-DEVICES = ("cpu", "numpy", "interpret", "opencl", "cuda")
+DEVICES = ("cpu", "numpy")
 PREFIX = "TINYC_"
 
 _DEBUG_FORM = re.compile(r"(\d+)(?::([^@]*))?(?:@(.*))?")

@@ -146,11 +146,6 @@ class Slot:
         clock.writes += 1
 
 
-def owner(leaf: Node) -> Slot | None:
-    """Return the slot whose memory a BUFFER node reads, None for a placeholder."""
-    return owners.get(leaf)
-
-
 def stored_leaf(node: Node) -> Node | None:
     """Return the leaf under which a node's value is in memory, None where it is not or no more."""
     leaf = stored.get(node)

@@ -10,7 +10,7 @@ from tinyc.ir.autograd import VJP
 from tinyc.ir.dtype import bool_, f32, f64, i32, i64, u8
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.node import node
-from tinyc.ir.ops import ELEMENTWISE, LEAVES, OPS, VIEWS, Op, flops, iteration_size
+from tinyc.ir.ops import ELEMENTWISE, LEAVES, OPS, VIEWS, Op
 from tinyc.ir.views import INDEX
 
 FAMILIES = {"leaf", "elementwise", "view", "reduce", "indexed", "state", "marker"}
@@ -164,13 +164,3 @@ ACCEPTED = [
 def test_type_rules_infer(op, src, attrs, shape, dtype):
     made = node(op, src, attrs)
     assert (made.shape, made.dtype) == (shape, dtype)
-
-
-def test_flops_count_the_iteration_space():
-    a, b = buf(5, 6), buf(6, 7)
-    product = B.contract(a, b, (0, 1), (1, 2), (0, 2))
-    assert iteration_size(product) == 5 * 6 * 7
-    assert flops(product) == 2 * 5 * 6 * 7
-    assert flops(B.sum_(a, 0)) == 30
-    assert flops(B.add(a, a)) == 30
-    assert flops(B.reshape(a, (30,))) == 0

@@ -515,17 +515,3 @@ def _family(name: str) -> frozenset[Op]:
 LEAVES = _family("leaf")
 ELEMENTWISE = _family("elementwise")
 VIEWS = _family("view")
-
-
-def iteration_size(node: Node) -> int:
-    """How many times the op is applied: the count that `flops_per_element` is for."""
-    if node.op is Op.CONTRACT:
-        la, lb, _ = node.attrs
-        sizes = {**dict(zip(la, node.src[0].shape)), **dict(zip(lb, node.src[1].shape))}
-        return prod(sizes.values())
-    return prod(node.src[0].shape if OPS[node.op].family == "reduce" else node.shape)
-
-
-def flops(node: Node) -> int:
-    """Simple operations that computing `node` from its sources takes."""
-    return iteration_size(node) * OPS[node.op].flops_per_element

@@ -176,18 +176,12 @@ class CpuExecutable:
         BoundsError when an index found in the data is out of range.
         """
         with self.device.lock:
-            self._fill(self._slots, buffers)
+            self._fill(buffers)
             self.call(self._slots, times)
 
-    def bind(self, buffers: Sequence[Buffer]) -> CpuBinding:
-        """Return the program with these buffers in its slots."""
-        slots = (ctypes.c_void_p * self.program.n_buffers)()
-        self._fill(slots, buffers)
-        return CpuBinding(self, slots, list(buffers))
-
-    def _fill(self, slots: ctypes.Array, buffers: Sequence[Buffer]) -> None:
+    def _fill(self, buffers: Sequence[Buffer]) -> None:
         try:
-            self._layout.pack_into(slots, 0, *[buffer.ptr for buffer in buffers])
+            self._layout.pack_into(self._slots, 0, *[buffer.ptr for buffer in buffers])
         except struct.error:
             wanted = self.program.n_buffers
             raise ValueError(f"a program of {wanted} buffers got {len(buffers)}") from None
@@ -228,30 +222,6 @@ class CpuExecutable:
         leaves = {name for kernel in kernels for name in kernel.writes if name.startswith("in")}
         error.overwritten = frozenset(slots[int(name[2:])] for name in leaves)
         raise error
-
-
-class CpuBinding:
-    """A program with its buffers in place: a call costs no more than the native one."""
-
-    __slots__ = ("_executable", "_slots", "buffers")
-
-    def __init__(
-        self, executable: CpuExecutable, slots: ctypes.Array, buffers: list[Buffer]
-    ) -> None:
-        self._executable = executable
-        self._slots = slots
-        self.buffers = buffers
-
-    def set(self, slot: int, buffer: Buffer) -> None:
-        """Put another buffer of the same shape and dtype in a slot."""
-        self._slots[slot] = buffer.ptr
-        self.buffers[slot] = buffer
-
-    def run(self, times: np.ndarray | None = None) -> None:
-        """Run once; see `CpuExecutable.run`."""
-        executable = self._executable
-        with executable.device.lock:
-            executable.call(self._slots, times)
 
 
 # How many threads ---------------------------------------------------------------------------

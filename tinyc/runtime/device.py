@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from tinyc.ir.program import Program
 
 
-class Binding(Protocol):
-    """A program with its buffers in place, for calls that change few of them."""
-
-    def set(self, slot: int, buffer: Buffer) -> None:
-        """Put another buffer of the same shape and dtype in a slot."""
-
-    def run(self, times: np.ndarray | None = None) -> None:
-        """Run once; see `Executable.run`."""
-
-
 class Executable(Protocol):
     """A loaded program."""
 
@@ -39,9 +29,6 @@ class Executable(Protocol):
         `times`, i64[kernels + 1], receives nanoseconds: the start, then the end of each kernel.
         BoundsError when an index found in the data is out of range.
         """
-
-    def bind(self, buffers: Sequence[Buffer]) -> Binding:
-        """Return the program with these buffers in its slots."""
 
 
 class Device(Protocol):
@@ -73,9 +60,10 @@ def get_device(name: str) -> Device:
         from tinyc.runtime.cpu import CpuDevice
 
         return CpuDevice()
-    if name in ("numpy", "interpret"):
+    if name == "numpy":
         return HostDevice(name)
-    raise DeviceError(f"device: no device is called {name!r}; there are cpu, numpy, interpret")
+    known = ", ".join(config.DEVICES)
+    raise DeviceError(f"device: no device is called {name!r}; there are {known}")
 
 
 class DeviceError(TinycError, ValueError):

@@ -26,7 +26,7 @@ from tinyc.ir.loop import (
     walk,
 )
 from tinyc.ir.node import Node, toposort
-from tinyc.ir.ops import OPS, Op
+from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
 from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, row_major
 from tinyc.ir.program import OutputSpec, Site
 from tinyc.ir.views import Between, Divides, source_index
@@ -35,7 +35,6 @@ REDUCERS = (Op.REDUCE, Op.CONTRACT, Op.FOLD, Op.SCATTER_ADD)
 ALWAYS_STORED = (*REDUCERS, Op.CAT, Op.MATERIALIZE, Op.COPY)
 AFFINE_VIEWS = (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE, Op.WINDOW, Op.DETACH)
 VIEWS = (*AFFINE_VIEWS, Op.PAD)
-LEAVES = (Op.BUFFER, Op.CONST, Op.IOTA, Op.VAR)
 HEAVY = (Op.EXP, Op.LOG, Op.SQRT, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.DIV, Op.IDIV, Op.MOD)
 
 # Inlined expressions stay below these sizes (operators); beyond, a value is stored.
@@ -67,7 +66,7 @@ def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set
             stored.update(contract_base(s) for s in n.src)
     stored = {n for n in stored if n.op not in LEAVES and n.op is not Op.ASSIGN}
     if not fuse:
-        return stored | {n for n in order if OPS[n.op].family == "elementwise"}
+        return stored | {n for n in order if n.op in ELEMENTWISE}
     store_shared(order, stored)
     costs: dict[Node, Inlined] = {}
     for n in order:
@@ -267,7 +266,7 @@ def place_assigns(b: Builder, order: list[Node]) -> None:
 
 def is_inlined_scalar(b: Builder, value: Node) -> bool:
     """A number, such as a step count: others compute it again rather than wait for its store."""
-    return not value.shape and OPS[value.op].family == "elementwise" and value not in b.stored
+    return not value.shape and value.op in ELEMENTWISE and value not in b.stored
 
 
 def region(whole: Buf, attrs: tuple) -> Buf:
@@ -323,7 +322,7 @@ def only_aligned_reads(b: Builder, value: Node, target: Node, where: Buf) -> boo
         if n in seen:
             continue
         seen.add(n)
-        aligned = OPS[n.op].family == "elementwise" and n.shape == target.shape and is_dense(where)
+        aligned = n.op in ELEMENTWISE and n.shape == target.shape and is_dense(where)
         for s in n.src:
             if lives_in(b, s, where) and not (s is target and aligned):
                 return False
