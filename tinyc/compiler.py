@@ -238,8 +238,7 @@ def host_target() -> Target:
     from tinyc.ir.program import CPU
     from tinyc.runtime.toolchain import float_lanes
 
-    lanes = float_lanes()
-    return replace(CPU, lanes=lanes, registers=32 if lanes == 16 else 16)
+    return replace(CPU, lanes=float_lanes())
 
 
 def report(verb: str, outputs: tuple[Node, ...], program: Program, passes: float,

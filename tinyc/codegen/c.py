@@ -173,7 +173,7 @@ def helper(name: str) -> str:
         test = "(a > b) | (a != a)" if types[0] in ("f32", "f64") else "a > b"
         return f"static inline {t} tc_{name}({t} a, {t} b) {{ return {test} ? a : b; }}"
     if what == "to":
-        return conversion(name, types[0], types[1])
+        return f"static inline {t} tc_{name}({TYPES[types[1]]} a) {{ return ({t})a; }}"
     if what == "bitcast":
         out = TYPES[types[1]]
         return (f"static inline {out} tc_{name}({t} a) {{ {out} r; "
@@ -214,12 +214,6 @@ FLOAT = {
            "return (r < 0) != (b < 0) ? r + b : r; }}",
 }
 USES_LIBM = ("idiv_f32", "idiv_f64", "mod_f32", "mod_f64")
-
-
-def conversion(name: str, out: str, source: str) -> str:
-    """Float to integer: truncation; what does not fit gives the lowest integer, as on x86."""
-    t, s = TYPES[out], TYPES[source]
-    return f"static inline {t} tc_{name}({s} a) {{ return ({t})a; }}"
 
 
 # -- a program -----------------------------------------------------------------------------------

@@ -59,8 +59,9 @@ def grid_chunks(stage: Stage, target: Target) -> int:
 
 
 @dataclass
-class Site:
-    """Where a contraction stands: loops around it, what its kernel writes, packs to run first."""
+class Place:
+    """The kernel of a contraction: what it writes, what is packed before all else, how many
+    contractions were scheduled so far."""
 
     kernel: str
     chunks: int
@@ -73,26 +74,26 @@ def schedule_contractions(body: tuple[Stmt, ...], name: str, chunks: int,
                           target: Target) -> tuple[Stmt, ...]:
     """Replace every Contraction of a kernel body by packs, register tiles and epilogues."""
     written = {s.storage for s in statements(body) if isinstance(s, Store)}
-    site = Site(name, chunks, written, [])
-    new = tuple(t for stmt in body for t in expand(site, stmt, frozenset(), target))
-    return (*site.prologue, *new)
+    place = Place(name, chunks, written, [])
+    new = tuple(t for stmt in body for t in expand(place, stmt, frozenset(), target))
+    return (*place.prologue, *new)
 
 
-def expand(site: Site, stmt: Stmt, around: frozenset[Var], target: Target) -> list[Stmt]:
+def expand(place: Place, stmt: Stmt, around: frozenset[Var], target: Target) -> list[Stmt]:
     """Schedule the contractions below a statement; `around` are the loops around it."""
     if isinstance(stmt, Contraction):
-        return [tiles(site, stmt, around, target)]
+        return [tiles(place, stmt, around, target)]
     if isinstance(stmt, For):
         inner = around | {stmt.var}
         return [replace(stmt, body=tuple(
-            t for s in stmt.body for t in expand(site, s, inner, target)))]
+            t for s in stmt.body for t in expand(place, s, inner, target)))]
     return [stmt]
 
 
-def tiles(site: Site, c: Contraction, around: frozenset[Var], target: Target) -> Stmt:
+def tiles(place: Place, c: Contraction, around: frozenset[Var], target: Target) -> Stmt:
     """for column panels: [pack]; for row tiles: register tile; epilogue."""
-    site.made += 1
-    suffix = f"{site.kernel.split('_')[0]}_{site.made}"
+    place.made += 1
+    suffix = f"{place.kernel.split('_')[0]}_{place.made}"
     n, m = elements(c.cols), elements(c.rows)
     shape = choose_tile(n, c.tile.dtype.itemsize, target)
     panel = Var(f"jt_{suffix}", -(-n // shape.width))
@@ -100,7 +101,7 @@ def tiles(site: Site, c: Contraction, around: frozenset[Var], target: Target) ->
     block = Var(f"ib_{suffix}", -(-m // (shape.rows * group)))
     inside = Var(f"it_{suffix}", group)
     depth = depth_order(c)
-    b, b_stride, pack = column_panel(site, c, shape, panel, depth, around, suffix)
+    b, b_stride, pack = column_panel(place, c, shape, panel, depth, around, suffix)
     tile = Storage(f"tile_{suffix}", group * shape.rows * shape.width, c.tile.dtype, "tile")
     row = Var(f"row_{suffix}", m)
     a_index = c.a.index.substitute(dict(zip(c.rows, unravel_over(row, c.rows))))
@@ -111,16 +112,16 @@ def tiles(site: Site, c: Contraction, around: frozenset[Var], target: Target) ->
     if group > 1:
         limit = -(-m // shape.rows) - Affine.of(block) * group
         kernel = For(inside, (kernel,), "serial", limit)
-    kinds = loop_kinds(site, around, panel, block)
+    kinds = loop_kinds(place, around, panel, block)
     rows_loop = For(block, (kernel, *epilogue(c, tile, shape, panel, block, group)), kinds[1])
     return For(panel, (*pack, rows_loop), kinds[0])
 
 
-def loop_kinds(site: Site, around: frozenset[Var], panel: Var, block: Var) -> tuple[str, str]:
+def loop_kinds(place: Place, around: frozenset[Var], panel: Var, block: Var) -> tuple[str, str]:
     """Which of (panels, blocks of rows) the chunks divide, if they divide this contraction."""
-    if around or site.chunks == 1:
+    if around or place.chunks == 1:
         return "serial", "serial"
-    if panel.extent >= min(site.chunks, block.extent):
+    if panel.extent >= min(place.chunks, block.extent):
         return "chunk", "serial"
     return "serial", "chunk"
 
@@ -149,7 +150,7 @@ def depth_order(c: Contraction) -> tuple[Var, ...]:
     return tuple(sorted(c.depth, key=lambda v: -abs(c.a.index.coeff(v))))
 
 
-def column_panel(site: Site, c: Contraction, shape: Tile, panel: Var, depth: tuple[Var, ...],
+def column_panel(place: Place, c: Contraction, shape: Tile, panel: Var, depth: tuple[Var, ...],
                  around: frozenset[Var], suffix: str) -> tuple[Load, int, tuple[Stmt, ...]]:
     """(the panel's first element, stride of its rows, statements that pack it)."""
     direct = in_place_panel(c, shape, panel, depth)
@@ -157,14 +158,14 @@ def column_panel(site: Site, c: Contraction, shape: Tile, panel: Var, depth: tup
         return (*direct, ())
     size = elements(depth) * shape.width
     free = c.b.index.free_vars() & around
-    outside = bool(around) and not free and c.b.storage not in site.written
+    outside = bool(around) and not free and c.b.storage not in place.written
     count = panel.extent if outside else 1
     storage = Storage(f"pack_{suffix}", count * size, c.tile.dtype, "scratch")
     at = Affine.of(panel) * size if outside else Affine.const_of(0)
     if outside:
         each = Var(f"jp_{suffix}", panel.extent)
         pack = packing(c, shape, each, depth, storage, Affine.of(each) * size, suffix)
-        site.prologue.append(For(each, pack))
+        place.prologue.append(For(each, pack))
         pack = ()
     else:
         pack = packing(c, shape, panel, depth, storage, at, suffix)

@@ -1,6 +1,7 @@
 """What a kernel executes: arithmetic, bytes and members, counted on its loop IR."""
 from __future__ import annotations
 
+from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Apply,
@@ -66,13 +67,12 @@ class Counter:
         elif isinstance(stmt, If):
             self.block(stmt.body, times, ranges)
         elif isinstance(stmt, Store):
-            self.expression(stmt.value, times)
+            for expr in (stmt.value, *stmt.index.data()):
+                self.expression(expr, times)
             self.flops += times * (stmt.accumulate is not None)
             self.touch(stmt.storage, stmt.index, self.written)
         elif isinstance(stmt, MicroKernel):
-            depth = 1
-            for v in stmt.depth:
-                depth *= v.extent
+            depth = elements(stmt.depth)
             self.flops += 2 * times * stmt.height * stmt.width * depth
             self.touch(stmt.a.storage, stmt.a.index, self.read)
             self.touch(stmt.b.storage, stmt.b.index, self.read, depth * stmt.b_stride)
@@ -99,7 +99,5 @@ class Counter:
         if storage.role not in ("slot", "arena"):
             return
         table[storage] = None
-        elements = span
-        for v in index.free_vars():
-            elements *= v.extent
-        self.touched[storage] = max(self.touched.get(storage, 0), elements)
+        count = span * elements(index.free_vars())
+        self.touched[storage] = max(self.touched.get(storage, 0), count)

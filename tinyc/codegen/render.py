@@ -31,6 +31,9 @@ from tinyc.ir.loop import (
 )
 from tinyc.ir.ops import Op
 
+if TYPE_CHECKING:
+    import numpy as np
+
 TYPES = {"bool": "unsigned char", "u8": "unsigned char", "i8": "signed char", "i16": "short",
          "u16": "unsigned short", "i32": "int", "u32": "unsigned int", "i64": "long",
          "u64": "unsigned long", "f32": "float", "f64": "double"}
@@ -38,9 +41,7 @@ TYPES = {"bool": "unsigned char", "u8": "unsigned char", "i8": "signed char", "i
 INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: "==",
          Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
 
-if TYPE_CHECKING:
-    import numpy as np
-
+# A longer subexpression gets a line of its own.
 LONGEST_TEXT = 160
 
 
@@ -150,7 +151,7 @@ class Scope:
         return [*lines, f"{pad}{where} = {value};{note}"]
 
     def element(self, s: Storage, index: Affine, lines: list[str], pad: str) -> str:
-        if s.role in ("register",) and s.size == 1:
+        if s.role == "register" and s.size == 1:
             return self.storage(s)
         return f"{self.storage(s)}[{self.index(index, lines, pad)}]"
 

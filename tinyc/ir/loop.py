@@ -230,7 +230,8 @@ class Alloc:
 class For:
     """A loop over 0 <= var < extent, and var < limit if there is one.
 
-    kind: serial; simd (iterations in any order); chunk (the share of the running chunk).
+    kind: serial; simd (iterations in any order); chunk (only the share of the running chunk);
+    chunk_simd (both).
     """
 
     var: Var

@@ -4,6 +4,7 @@ Plain data. Schedulers fill it, code generators read it, reports show it.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -51,7 +52,9 @@ class Stage:
     """One materialised value: for every index of `axes`, over `red`: buf[axes] = expr.
 
     kind: "map" stores; "sum" and "max" reduce over `red`; "contract" is the sum of a product of two
-    reads; "scatter" adds into `target`, an index that depends on data.
+    reads; "scatter" adds into `target`, an index that depends on data. `producers` store what it
+    reads; `after` must run before it for other reasons. `members` are the nodes that `expr`
+    computes. `hoist` is the axis of a contraction whose loop stays outside its blocks.
     """
 
     number: int
@@ -101,10 +104,7 @@ class Stage:
 
     def points(self) -> int:
         """How often the expression runs."""
-        total = 1
-        for v in self.axes + self.red:
-            total *= v.extent
-        return total
+        return math.prod(v.extent for v in self.axes + self.red)
 
 
 def is_windowed(read: Read) -> bool:

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What schedules need to know of a machine. Sizes in bytes."""
+    """What schedules need to know of a machine.
 
-    name: str
+    `lanes` f32 numbers fit a vector; `tile_rows` rows of accumulators fit the registers; `l1`, `l2`
+    are bytes of cache. A parallel loop has up to `chunks` chunks, each worth `serial_work` / 2
+    weighted operations or more, and each with up to `private_bytes` of sums of its own.
+    """
+
     lanes: int
-    registers: int
     tile_rows: int
     l1: int
     l2: int
@@ -28,8 +31,8 @@ class Target:
     private_bytes: int
 
 
-CPU = Target(name="cpu", lanes=8, registers=16, tile_rows=6, l1=32 << 10, l2=1 << 20, chunks=8,
-             serial_work=1 << 15, private_bytes=256 << 10)
+CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, chunks=8, serial_work=1 << 15,
+             private_bytes=256 << 10)
 
 
 @dataclass(frozen=True)
