@@ -82,7 +82,7 @@ PLAN = (
 
 @dataclass
 class Compilation:
-    """What a compilation leaves behind for those who read it."""
+    """What a compilation leaves behind for those who read it: times and texts by pass."""
 
     outputs: tuple[Node, ...]
     graph: tuple[Node, ...] = ()
@@ -137,8 +137,8 @@ def show_change(done: Compilation, name: str, before: str, after: str) -> str:
 
         names = (f"before {name}", f"after {name}")
         lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, "", "", 1, "")
-        diff = "\n".join(lines)
-        debug_line(5, diff or f"{name} (unchanged)", pass_name=name)
+        diff = "\n".join(lines) or f"{name} (unchanged)"
+        debug_line(5, f"{diff}\n{name} took {done.seconds[name] * 1e3:.1f} ms", pass_name=name)
     return after
 
 
@@ -148,12 +148,10 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
     done = run_passes(tuple(outputs), tuple(leaves), target)
     plan = done.plan
     assert plan is not None
-    start = time.perf_counter()
     source = c.program(plan.kernels, plan.slots)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     infos = tuple(replace(kernel_info(k, nest), source=text, computes=computed(nest, numbers))
                   for k, nest, text in zip(plan.kernels, plan.nests, source.kernels))
-    done.seconds["render"] = time.perf_counter() - start
     program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
                       source.scratch_size, infos, tuple(plan.sites),
                       tuple(r.to_dict() for r in plan.remarks), source.parts)

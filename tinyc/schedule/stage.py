@@ -5,8 +5,9 @@ Views disappear here: they only rewrite the index at which a source is read.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from tinyc import config
@@ -182,6 +183,7 @@ class Builder:
     writers: dict[Buf, list[Stage]] = field(default_factory=dict)
     slots: dict[int, Storage] = field(default_factory=dict)
     names: int = 0
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def var(self, extent: int, hint: str = "i") -> Var:
         self.names += 1
@@ -315,19 +317,19 @@ def readers_through_views(target: Node, users: dict[Node, list[Node]]) -> list[N
 
 def only_aligned_reads(b: Builder, value: Node, target: Node, where: Buf) -> bool:
     """True if `value` reads nothing of the buffer but `target`, and that at its own index."""
-    seen: set[Node] = set()
-    stack = [value]
+    seen: set[tuple[Node, bool]] = set()
+    stack = [(value, is_dense(where))]
     while stack:
-        n = stack.pop()
-        if n in seen:
+        n, aligned = stack.pop()
+        if (n, aligned) in seen:
             continue
-        seen.add(n)
-        aligned = n.op in ELEMENTWISE and n.shape == target.shape and is_dense(where)
+        seen.add((n, aligned))
+        aligned = aligned and OPS[n.op].family == "elementwise" and n.shape == target.shape
         for s in n.src:
             if lives_in(b, s, where) and not (s is target and aligned):
                 return False
             if s not in b.stored and s is not target:
-                stack.append(s)
+                stack.append((s, aligned))
     return True
 
 
@@ -583,7 +585,7 @@ def scatter_stage(b: Builder, n: Node, where: Buf, reader: Reader) -> Stage:
 def finish_stage(b: Builder, n: Node, where: Buf, axes: tuple[Var, ...], red: tuple[Var, ...],
                  kind: str, expr: Expr, reader: Reader) -> Stage:
     """Register a stage: its reads, members and producers."""
-    stage = Stage(len(b.plan.stages), n, where, axes, red, kind, expr, reader.reads,
+    stage = Stage(next(b.numbers), n, where, axes, red, kind, expr, reader.reads,
                   tuple(reader.members))
     stage.producers = list(dict.fromkeys(
         w for r in reader.reads for w in b.writers.get(r.buf, ())))
