@@ -15,6 +15,8 @@ from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
 
 UNROLLED = 16
+# C compilers take more than twice as long for a function of twice the length.
+STAGES_LIMIT = 48
 
 
 @dataclass
@@ -76,6 +78,8 @@ def place(f: Fuser, stage: Stage) -> bool:
     if first < 0 or too_large or stage.kind in ("contract", "scatter"):
         return False
     nest = f.plan.nests[first]
+    if len(nest.stages()) >= STAGES_LIMIT:
+        return False
     nest.finish.append(tree_of(f, stage, Shared(stage, list(stage.axes), list(stage.red))))
     settle(f, nest, stage, {})
     f.finished.add(stage)
@@ -104,6 +108,9 @@ def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
         return False
     if stage.kind == "scatter":
         f.refuse(stage, "adds at an index that depends on data: needs the whole target")
+        return False
+    if len(nest.stages()) >= STAGES_LIMIT:
+        f.refuse(stage, f"kernel {nest.number} has {STAGES_LIMIT} stages already")
         return False
     way = Shared(stage, list(stage.axes), list(stage.red))
     where = descend(f, nest, nest.body, way, depth=0)

@@ -324,7 +324,7 @@ def only_aligned_reads(b: Builder, value: Node, target: Node, where: Buf) -> boo
         if (n, aligned) in seen:
             continue
         seen.add((n, aligned))
-        aligned = aligned and OPS[n.op].family == "elementwise" and n.shape == target.shape
+        aligned = aligned and n.op in ELEMENTWISE and n.shape == target.shape
         for s in n.src:
             if lives_in(b, s, where) and not (s is target and aligned):
                 return False
