@@ -130,7 +130,11 @@ def max_pool2d(
     dilation: Extents = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """Return the maximum of each window; the first one takes the gradient, NaN wins."""
+    """Return the maximum of each window of [N, C, H, W] or [C, H, W].
+
+    ``stride`` is the window's size unless given. The padding counts as -inf, NaN wins, and the
+    first maximum takes the gradient.
+    """
     return apply(
         convolution.max_pool, input, kernel_size, stride, padding, dilation, ceil_mode,
         gradient=input.requires_grad and is_grad_enabled(),
@@ -145,14 +149,20 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    """Return the mean of each window; the padding counts as zeros, or not at all."""
+    """Return the mean of each window of [N, C, H, W] or [C, H, W].
+
+    ``stride`` is the window's size unless given; the padding counts as zeros, or not at all.
+    """
     return apply(
         convolution.avg_pool, input, kernel_size, stride, padding, ceil_mode, count_include_pad
     )
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Extents) -> Tensor:
-    """Return means over ``output_size`` equal blocks of the last two axes."""
+    """Return means over ``output_size`` equal blocks of the last two axes.
+
+    ShapeError where the blocks would not be equal.
+    """
     return apply(convolution.adaptive_avg_pool, input, output_size)
 
 
@@ -265,19 +275,25 @@ def nll_loss(
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the squared difference."""
+    """Return the mean squared difference of equal shapes; "sum" and "none" are the others.
+
+    ShapeError where the shapes differ, ValueError for another ``reduction``: so in all losses.
+    """
     return apply(losses.mse_loss, input, target, reduction)
 
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the absolute difference."""
+    """Return the mean absolute difference of equal shapes, or by ``reduction`` "sum" or "none"."""
     return apply(losses.l1_loss, input, target, reduction)
 
 
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """Return the cross entropy of probabilities and targets in 0..1."""
+    """Return the cross entropy of probabilities and targets in 0..1, of equal shapes.
+
+    ``weight`` multiplies the losses; a logarithm of 0 counts as -100.
+    """
     return apply(losses.binary_cross_entropy, input, target, weight, reduction)
 
 
@@ -288,7 +304,10 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """Return the binary cross entropy of sigmoid(input), without overflow."""
+    """Return the binary cross entropy of sigmoid(input), without overflow; shapes are equal.
+
+    ``weight`` multiplies the losses, ``pos_weight`` what the targets contribute to them.
+    """
     return apply(
         losses.binary_cross_entropy_with_logits, input, target, weight, pos_weight, reduction
     )
