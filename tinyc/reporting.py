@@ -127,13 +127,20 @@ def native_runs(
 
 
 def _realize(value: Any) -> None:
+    """Compute all tensors in nested containers, in one program."""
+    tensors = _tensors(value)
+    if tensors:
+        Tensor.commit(tensors)
+
+
+def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        value.realize()
-    elif isinstance(value, dict):
-        _realize(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _realize(item)
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
 
 
 # -- compare -------------------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""How many kernels well-known graphs take, and what a training step executes and moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from training_steps import benchmarks, programs, training_case, training_graph
+
+import tinyc.nn.functional as F
+from tinyc import Tensor, compiler, config, explain, jit, optim
+
+pytestmark = pytest.mark.skipif(
+    config.current().device != "cpu", reason="only compiled programs have kernels"
+)
+
+
+SLOW = pytest.mark.slow
+
+
+def numbers(*shape: int, grad: bool = False) -> Tensor:
+    values = np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+    return Tensor(values, requires_grad=grad)
+
+
+def labels(count: int, classes: int) -> Tensor:
+    return Tensor(np.arange(count) % classes)
+
+
+def chain(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return (a * b + c).tanh() * a.sigmoid() - b.relu() * 0.5
+
+
+def layer_norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), w, b)
+
+
+def layer_norm_both_ways(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    x.grad = w.grad = b.grad = None
+    layer_norm(x, w, b).backward(dy)
+    return x.grad, w.grad, b.grad
+
+
+def cross_entropy_both_ways(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    x.grad = None
+    loss = F.cross_entropy(x, y)
+    loss.backward()
+    return loss, x.grad
+
+
+def affine(rows: int, width: int) -> tuple[Tensor, ...]:
+    return tuple(numbers(*shape, grad=True) for shape in ((rows, width), (width,), (width,)))
+
+
+CASES: list[tuple[str, int, Callable, Callable[[], tuple]]] = [
+    ("chain", 1, chain, lambda: tuple(numbers(5000) for _ in range(3))),
+    ("softmax", 1, lambda x: x.softmax(-1), lambda: (numbers(64, 96),)),
+    ("softmax of many rows", 1, lambda x: x.softmax(-1), lambda: (numbers(1024, 256),)),
+    ("log_softmax", 1, lambda x: x.log_softmax(-1), lambda: (numbers(64, 96),)),
+    ("mean and variance", 1, lambda x: (x.mean(), x.var()), lambda: (numbers(64, 96),)),
+    ("of rows", 1, lambda x: (x.mean(1), x.var(1)), lambda: (numbers(512, 512),)),
+    ("of columns", 1, lambda x: (x.mean(0), x.var(0)), lambda: (numbers(64, 96),)),
+    ("sum and max", 1, lambda x: (x.sum(1), x.amax(1)), lambda: (numbers(64, 96),)),
+    ("two sums", 1, lambda a, b: (a + b + 1, a + b + 2), lambda: (numbers(9), numbers(9))),
+    ("layer norm", 1, layer_norm, lambda: affine(64, 96)),
+    ("layer norm both ways", 2, layer_norm_both_ways,
+     lambda: (*affine(64, 96), numbers(64, 96))),
+    ("layer norm both ways, large", 2, layer_norm_both_ways,
+     lambda: (*affine(1024, 512), numbers(1024, 512))),
+    ("linear", 1, lambda x, w, b: F.relu(F.linear(x, w, b)),
+     lambda: (numbers(64, 96), numbers(32, 96), numbers(32))),
+    ("conv", 1, lambda x, w, b: F.relu(F.conv2d(x, w, b, padding=1)),
+     lambda: (numbers(8, 3, 12, 12), numbers(16, 3, 3, 3), numbers(16))),
+    ("cross entropy both ways", 3, cross_entropy_both_ways,
+     lambda: (numbers(64, 10, grad=True), labels(64, 10))),
+    ("cross entropy both ways, large", 3, cross_entropy_both_ways,
+     lambda: (numbers(512, 1000, grad=True), labels(512, 1000))),
+]  # fmt: skip
+
+
+def arrays(value: Any) -> list[np.ndarray]:
+    return [t.numpy() for t in (value if isinstance(value, tuple) else (value,))]
+
+
+@pytest.mark.parametrize(
+    ("most", "function", "make"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_kernels_of_a_graph(most, function, make):
+    args = make()
+    fused = explain(function, *args)
+    assert len(fused.kernels) <= most, str(fused)
+    assert len(fused.programs) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "make"), [case[2:] for case in CASES if "large" not in case[0]],
+    ids=[case[0] for case in CASES if "large" not in case[0]],
+)  # fmt: skip
+def test_unfused_results_are_equal_and_move_more(function, make):
+    args = make()
+    fused, unfused = explain(function, *args), None
+    values = arrays(function(*args))
+    with config.configure(fuse=False):
+        unfused = explain(function, *args)
+        others = arrays(function(*args))
+    assert len(unfused.kernels) > len(fused.kernels)
+    assert fused.bytes_moved < unfused.bytes_moved
+    for a, b in zip(values, others, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_adam_is_one_kernel_for_each_group(jitted):
+    groups = [[numbers(300, 100, grad=True), numbers(300, grad=True)], [numbers(40, 300, grad=True)]]
+    adam = optim.Adam([{"params": group, "lr": 0.1 ** i} for i, group in enumerate(groups, 2)])
+    x = numbers(32, 100)
+
+    def step() -> Tensor:
+        (w, b), (v,) = groups
+        loss = (F.linear(F.linear(x, w, b).tanh(), v) ** 2).sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        return loss
+
+    found = explain(jit(step) if jitted else step)
+    updates = [kernel for kernel in found.kernels if "sqrt" in kernel.loops]
+    assert len(updates) == len(groups), str(found)
+
+
+# workload -> the most kernels that its step may take
+STEPS = {"mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 100}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_executes_the_unfused_arithmetic_and_moves_less(name, tmp_path, monkeypatch):
+    with benchmarks(tmp_path):
+        fused, unfused = programs(training_graph(name, monkeypatch))
+    assert len(fused.kernels) <= STEPS[name]
+    assert len(unfused.kernels) > 5 * len(fused.kernels)
+    assert fused.flops <= 1.15 * unfused.flops
+    assert fused.bytes_moved < 0.5 * unfused.bytes_moved
+
+
+def test_a_step_is_one_program(tmp_path):
+    with benchmarks(tmp_path):
+        case = training_case("mlp", "tinyc", "jit")
+        for i in range(3):
+            with compiler.observe() as runs:
+                case.step(i)
+            assert len(runs) == 1
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet64"])
+def test_an_unfused_step_has_the_losses_of_the_fused_one(name, tmp_path):
+    with benchmarks(tmp_path):
+        losses = {}
+        for mode in ("jit", "unfused"):
+            case = training_case(name, "tinyc", mode)
+            losses[mode] = [case.step(i) for i in range(4)]
+    np.testing.assert_allclose(losses["jit"], losses["unfused"], rtol=1e-4)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["mlp", "lenet64", pytest.param("resnet20", marks=SLOW)])
+def test_ten_losses_are_pytorch_s(name, tmp_path):
+    pytest.importorskip("torch")
+    with benchmarks(tmp_path):
+        theirs = training_case(name, "torch", "eager")
+        ours = training_case(name, "tinyc", "jit")
+        expected = [theirs.step(i) for i in range(10)]
+        found = [ours.step(i) for i in range(10)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
