@@ -298,8 +298,14 @@ def can_compute_in_place(b: Builder, assign: Node, users: dict[Node, list[Node]]
             if user not in after and user is not assign:
                 after.add(user)
                 stack.append(user)
-    if any(u in after and u is not value for u in readers_through_views(target, users)):
-        return False
+    version = target
+    while True:  # what the value is needed for must not see a version that it replaces
+        if version in after or any(
+                u in after and u is not value for u in readers_through_views(version, users)):
+            return False
+        if version.op is not Op.ASSIGN:
+            break
+        version = version.src[0]
     return only_aligned_reads(b, value, target, b.regions[assign])
 
 
