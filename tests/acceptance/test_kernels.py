@@ -113,12 +113,12 @@ def test_unfused_results_are_equal_and_move_more(function, make):
 
 @pytest.mark.parametrize("jitted", [False, True])
 def test_adam_is_one_kernel_for_each_group(jitted):
-    groups = [[numbers(300, 100, grad=True), numbers(300, grad=True)], [numbers(40, 300, grad=True)]]
+    w, b, v = (numbers(*shape, grad=True) for shape in ((300, 100), (300,), (40, 300)))
+    groups = [[w, b], [v]]
     adam = optim.Adam([{"params": group, "lr": 0.1 ** i} for i, group in enumerate(groups, 2)])
     x = numbers(32, 100)
 
     def step() -> Tensor:
-        (w, b), (v,) = groups
         loss = (F.linear(F.linear(x, w, b).tanh(), v) ** 2).sum()
         adam.zero_grad()
         loss.backward()
