@@ -6,8 +6,6 @@ import json
 import threading
 import warnings
 
-import pytest
-
 from tinyc import config, diagnostics
 from tinyc.diagnostics import Remark, collect, emit
 
@@ -24,11 +22,6 @@ def test_errors_are_what_python_programs_catch():
     assert issubclass(diagnostics.BoundsError, IndexError)
     assert issubclass(diagnostics.CompilerNotFound, diagnostics.CompileError)
     assert diagnostics.ScheduleError("too deep").reason == "too deep"
-
-
-def test_an_error_says_what_rule_and_hint():
-    with pytest.raises(diagnostics.ShapeError, match=r"^add: a; b; c$"):
-        diagnostics.fail(diagnostics.ShapeError, "add", "a", "b", "c")
 
 
 def test_remarks_go_through_json():

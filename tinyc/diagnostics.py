@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from types import CodeType, FrameType
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, Literal, TextIO
 
 from tinyc import config
 
@@ -233,8 +233,3 @@ def warn_once(key: str, message: str) -> None:
         _warned.add(key)
         filename, line = caller_origin(2)
         warnings.warn_explicit(message, TinycWarning, filename, line)
-
-
-def fail(error: type[TinycError], op: str, what: str, rule: str = "", hint: str = "") -> NoReturn:
-    """Raise an error in the form all of tinyc's have: ``op: what; rule; hint``."""
-    raise error(f"{op}: " + "; ".join(part for part in (what, rule, hint) if part))

@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from tinyc import config
-from tinyc.diagnostics import (
-    Origin,
-    TinycError,
-    fail,
-)
+from tinyc.diagnostics import Origin, TinycError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, bool_
 from tinyc.ir.node import Node, toposort, with_sources
-from tinyc.ir.ops import Op
+from tinyc.ir.ops import Op, fail
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device
 
@@ -385,7 +381,9 @@ def _unviewed(
                 TinycError,
                 "in-place write",
                 "a view of a view that was reshaped in between",
-                hint="write to the tensor it was made of",
+                (value,),
+                "a write goes through one slice of the tensor",
+                "write to the tensor it was made of",
             )
         elif n.op in (Op.RESHAPE, Op.EXPAND) and n.size == source.size:
             value = b.reshape(value, source.shape)
@@ -394,6 +392,7 @@ def _unviewed(
                 TinycError,
                 "in-place write",
                 "one element of the view stands for several",
+                (value,),
                 "a view is written to only where each element has its own memory",
                 "use .clone() before writing",
             )

@@ -316,9 +316,9 @@ def test_a_chain_of_ten_thousand():
 
 def test_errors_name_the_types():
     x = buffer(0, (3,))
-    with pytest.raises(ShapeError, match=r"cotangent f64\[2\] for an output f64\[3\]"):
+    with pytest.raises(ShapeError, match=r"output and cotangent differ: f64\[3\] .* and f64\[2\]"):
         vjp([x], [b.full((2,), 1.0, f64)], [x])
-    with pytest.raises(DTypeError, match=r"bool\[3\] is no float"):
+    with pytest.raises(DTypeError, match=r"no gradient: bool\[3\]"):
         vjp([b.lt(x, x)], [b.full((3,), True, bool_)], [x])
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tinyc.diagnostics import DTypeError, ShapeError, fail
+from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.node import Node, deriving, toposort
-from tinyc.ir.ops import Op
-from tinyc.ir.printer import type_text
+from tinyc.ir.ops import Op, fail
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,10 @@ def _walk_back(
 def _check(outputs: Sequence[Node], cotangents: Sequence[Node]) -> None:
     for out, cotangent in zip(outputs, cotangents):
         if out.dtype.kind != "f":
-            fail(DTypeError, "grad", f"{type_text(out)} is no float and has no gradient")
+            fail(DTypeError, "grad", "no gradient", (out,), "only floats have gradients")
         if (out.shape, out.dtype) != (cotangent.shape, cotangent.dtype):
-            what = f"cotangent {type_text(cotangent)} for an output {type_text(out)}"
-            fail(ShapeError, "grad", what, "shapes and dtypes must be equal")
+            rule = "they have equal shapes and dtypes"
+            fail(ShapeError, "grad", "output and cotangent differ", (out, cotangent), rule)
 
 
 def _on_path(order: Sequence[Node], wrt: Sequence[Node]) -> set[Node]:

@@ -56,7 +56,7 @@ class CrossEntropyLoss(_Loss):
 
 
 class MSELoss(_Loss):
-    """The squared difference."""
+    """The mean squared difference, or by ``reduction`` its "sum" or each one ("none")."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of two tensors of one shape."""
@@ -64,7 +64,7 @@ class MSELoss(_Loss):
 
 
 class L1Loss(_Loss):
-    """The absolute difference."""
+    """The mean absolute difference, or by ``reduction`` its "sum" or each one ("none")."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of two tensors of one shape."""

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyc.composites import activation, elementwise, indexing, linear, reductions
-from tinyc.diagnostics import DTypeError, fail
+from tinyc.diagnostics import DTypeError
 from tinyc.ir import build as b
 from tinyc.ir.node import Node
+from tinyc.ir.ops import fail
 from tinyc.state import Handle
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def axis_of(dim: Any, axis: Any, name: str) -> Any:
     if axis is None:
         return dim
     if dim is not None:
-        fail(DTypeError, name, "both dim and axis are given", "they are one argument")
+        fail(DTypeError, name, "both dim and axis are given", (), "they are one argument")
     return axis
 
 
@@ -201,7 +202,8 @@ class Operations(Handle):
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
         """Return the elements limited to min..max; either may be absent."""
         if min is None and max is None:
-            fail(DTypeError, "clip", "neither min nor max is given", "give at least one")
+            what = "neither min nor max is given"
+            fail(DTypeError, "clip", what, (self.node,), "give at least one")
         return self._apply(elementwise.clip, self, min, max)
 
     clamp = clip

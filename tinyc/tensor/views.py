@@ -171,7 +171,7 @@ class Views(Handle):
 
         Negative numbers cut off. As `functional.pad` of PyTorch in its constant mode.
         """
-        return self._apply(lambda x: _pad(x, tuple(pad), value), self)
+        return self._apply(indexing.pad_last, self, pad, value)
 
     def repeat(self, *sizes: Any) -> Tensor:
         """Return the tensor laid side by side, so many times along each axis."""
@@ -333,36 +333,6 @@ def _narrow(x: Node, dim: int, start: int, length: int) -> Node:
             f"it has {n}",
         )
     return indexing.narrow(x, dim, start, length)
-
-
-def _pad(x: Node, pad: tuple[int, ...], value: float) -> Node:
-    if len(pad) % 2 or len(pad) > 2 * len(x.shape):
-        fail(
-            ShapeError,
-            "pad",
-            f"{pad} does not fit",
-            (x,),
-            "it has two numbers for each axis, from the last one",
-        )
-    ndim = len(x.shape)
-    sides = [(0, 0)] * (ndim - len(pad) // 2) + list(zip(pad[::2], pad[1::2]))[::-1]
-    low = [max(-a, 0) for a, _ in sides]
-    sizes = [n + min(a, 0) + min(z, 0) for n, (a, z) in zip(x.shape, sides)]
-    if any(n < 0 for n in sizes):
-        fail(
-            ShapeError,
-            "pad",
-            f"{pad} cuts off more than there is",
-            (x,),
-            "no size becomes negative",
-        )
-    x = b.slice_(x, low, sizes)
-    outer = ([max(a, 0) for a, _ in sides], [max(z, 0) for _, z in sides])
-    padded = b.pad(x, *outer)
-    if value == 0 or padded is x:
-        return padded
-    inside = b.pad(b.full(x.shape, True), *outer)
-    return b.where(inside, padded, value)
 
 
 def _tile(x: Node, times: tuple[int, ...]) -> Node:
