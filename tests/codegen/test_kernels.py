@@ -45,6 +45,16 @@ def test_an_empty_result_beside_others() -> None:
            b.sum_(y, 1)], memory)
 
 
+@pytest.mark.parametrize("bad", [-1, 7, 1 << 40])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_an_index_out_of_range_is_told_and_skipped(bad: int, fuse: bool) -> None:
+    index = np.array([0, 3, bad, 2])
+    (x, u, i), memory = buffers(floats(7, 5), floats(4, 5), index)
+    for out in (b.gather(x, i, 0), b.scatter_add(u, i, 0, 7), b.gather(b.iota(7), i)):
+        with pytest.raises(IndexError, match=f"index {bad} is out of range"):
+            native([out], memory, fuse)
+
+
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 300), (70_000,), (40, 2000)], ids=str)
 def test_threads_do_not_change_a_bit(shape: tuple[int, ...]) -> None:
     (x,), memory = buffers(floats(*shape))
