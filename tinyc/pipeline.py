@@ -34,7 +34,10 @@ from tinyc.schedule.stage import build_stages
 
 @dataclass(frozen=True)
 class Pass:
-    """One step: its name, what it does, and the function that does it."""
+    """One step: its name, and the function that does it.
+
+    In GRAPH it returns new outputs for outputs; in PLAN it fills in what it gets.
+    """
 
     name: str
     run: Callable[[Any, Target], Any]

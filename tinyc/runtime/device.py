@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class Executable(Protocol):
-    """A loaded program."""
+    """A loaded program. `device.lock` is held around `call`, which captured functions use."""
+
+    device: Any
+
+    def call(self, slots: Any) -> None:
+        """Run on the addresses in `slots`, those of the buffers that `run` takes."""
 
     def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
         """Run on one buffer for each leaf, then one for each fresh output.
