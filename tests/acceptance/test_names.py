@@ -14,7 +14,7 @@ from tinyc import Tensor, data, nn, optim
 
 X = np.array([[0.5, -1.5, 2.0], [3.0, 0.25, -0.75]], np.float32)
 P = np.abs(X)
-I = np.array([[5, 3, 8], [2, 7, 6]])
+J = np.array([[5, 3, 8], [2, 7, 6]])
 B = X > 0
 
 
@@ -36,8 +36,8 @@ OPERATORS: list[tuple[str, Callable[[Any], Any], np.ndarray]] = [
     ("-", lambda x: 1 - x - x * 3, X),
     ("*", lambda x: 2 * x * x, X),
     ("/", lambda x: 1 / x + x / 3, X),
-    ("//", lambda x: x // 2, I),
-    ("%", lambda x: x % 3, I),
+    ("//", lambda x: x // 2, J),
+    ("%", lambda x: x % 3, J),
     ("**", lambda x: x**2 + 2**x, X),
     ("unary -", lambda x: -x, X),
     ("abs()", lambda x: abs(x), X),
@@ -47,11 +47,11 @@ OPERATORS: list[tuple[str, Callable[[Any], Any], np.ndarray]] = [
     (">=", lambda x: x <= 0.5, X),
     ("==", lambda x: x == 2, X),
     ("!=", lambda x: x != 2, X),
-    ("&", lambda x: x & 6, I),
-    ("|", lambda x: x | 1, I),
-    ("^", lambda x: x ^ 3, I),
-    ("<<", lambda x: x << 1, I),
-    (">>", lambda x: x >> 1, I),
+    ("&", lambda x: x & 6, J),
+    ("|", lambda x: x | 1, J),
+    ("^", lambda x: x ^ 3, J),
+    ("<<", lambda x: x << 1, J),
+    (">>", lambda x: x >> 1, J),
     ("~", lambda x: ~x, B),
     ("@", lambda x: x @ x.T, X),
     ("x[i]", lambda x: x[1], X),
@@ -154,7 +154,7 @@ FACTORIES: list[tuple[str, Callable[[], Tensor], Any]] = [
     ("arange", lambda: tinyc.arange(2, 9, 3), np.arange(2, 9, 3)),
     ("arange float", lambda: tinyc.arange(3.0), np.arange(3, dtype=np.float32)),
     ("eye", lambda: tinyc.eye(3), np.eye(3, dtype=np.float32)),
-    ("zeros_like", lambda: tinyc.zeros_like(Tensor(I)), np.zeros_like(I)),
+    ("zeros_like", lambda: tinyc.zeros_like(Tensor(J)), np.zeros_like(J)),
     ("ones_like", lambda: tinyc.ones_like(Tensor(X)), np.ones_like(X)),
     ("full_like", lambda: tinyc.full_like(Tensor(X), 2), np.full_like(X, 2)),
 ]
@@ -193,7 +193,7 @@ def test_a_tensor_is_a_python_value():
     one = Tensor(2.5)
     assert float(one) == 2.5 and int(one) == 2 and bool(one) and f"{one:.2f}" == "2.50"
     assert len(Tensor(X)) == 2
-    assert [row.tolist() for row in Tensor(I)] == I.tolist()
+    assert [row.tolist() for row in Tensor(J)] == J.tolist()
     assert "0.5" in repr(Tensor(X))
     np.testing.assert_array_equal(np.asarray(Tensor(X)), X)
     np.testing.assert_array_equal(np.from_dlpack(Tensor(X)), X)

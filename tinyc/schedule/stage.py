@@ -685,7 +685,12 @@ class Reader:
         at = self.checked(index, idx[axis:axis + rank], x.shape[axis], n, guard)
         found = Affine.of(Data(at, x.shape[axis], free_vars(at)))
         source = (*idx[:axis], found, *idx[axis + rank:])
-        return self.value(x, source, guard)
+        value = self.value(x, source, guard)
+        if isinstance(at, Check) and all(e is not at for e in walk(value)):
+            # What is the same everywhere reads no index, but an index out of range is an error.
+            held = Apply(Op.EQ, (at, at), dtypes.bool_)
+            value = Apply(Op.WHERE, (held, value, value), n.dtype)
+        return value
 
     def checked(self, index: Node, idx: tuple[Affine, ...], bound: int, user: Node,
                 guard: tuple[Within, ...]) -> Expr:
