@@ -62,6 +62,8 @@ CASES: list[tuple[str, type[Exception], str, Callable[[], object]]] = [
     ("write to expanded", TinycError, "stands for several", lambda: ones(1).expand(3).add_(1)),
     ("dtype", TypeError, "no type is called 'f16'", lambda: tinyc.zeros(2, dtype="f16")),
     ("both names", TypeError, "both dim and axis", lambda: ones(2).sum(0, axis=0)),
+    ("device", ValueError, "no device is called 'gpu'", lambda: ones(2).to("gpu")),
+    ("new device", ValueError, "no device is called 'gpu'", lambda: Tensor([1.0], device="gpu")),
     ("clip", TypeError, "neither min nor max", lambda: ones(2).clip()),
     ("operand", TypeError, "unsupported operand", lambda: ones(2) + "text"),
     ("ragged", ValueError, "different lengths", lambda: Tensor([[1, 2], [3]])),

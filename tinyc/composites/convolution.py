@@ -65,7 +65,7 @@ def _check_conv(x: Node, weight: Node, groups: int) -> None:
         fail(
             ShapeError,
             "conv",
-            f"the channels do not fit {groups} groups",
+            f"the channels do not fit groups={groups}",
             (x, weight),
             "axis 1 of the input is axis 1 of the weight times the groups, and these divide"
             " axis 0 of the weight",

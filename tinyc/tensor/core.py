@@ -30,7 +30,7 @@ from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, describe, fail
 from tinyc.realization import add_leaf, array_of, is_known, realize
 from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.device import default_device
+from tinyc.runtime.device import default_device, get_device
 from tinyc.state import CUT, GRAD, PLAIN, Handle
 from tinyc.tensor import gradients
 from tinyc.tensor.create import Creation
@@ -63,7 +63,8 @@ class Tensor(Operations, Views, Writing, Creation):
     """An array that is computed when somebody looks, and that can be differentiated.
 
     `Tensor(data)` copies numbers, nested lists, numpy arrays or another tensor. Python floats
-    become f32, ints i64; numpy's types stay. Raises DTypeError for types there are none of.
+    become f32, ints i64; numpy's types stay. Raises DTypeError for types there are none of, and
+    DeviceError for a device that there is not.
     """
 
     # numpy leaves `array + tensor` to us.
@@ -77,7 +78,7 @@ class Tensor(Operations, Views, Writing, Creation):
         requires_grad: bool = False,
     ) -> None:
         array = host_array(data, as_dtype(dtype) if dtype is not None else None)
-        device = default_device() if device is None else device
+        device = default_device() if device is None else get_device(device).name
         self._init_buffer(Buffer.from_numpy(array, device), caller_origin())
         if requires_grad:
             self.requires_grad_()
@@ -304,7 +305,10 @@ class Tensor(Operations, Views, Writing, Creation):
     # Conversion
 
     def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> Tensor:
-        """Return the tensor with another dtype or on another device, or both; else itself."""
+        """Return the tensor with another dtype or on another device, or both; else itself.
+
+        DTypeError or DeviceError for names there are none of.
+        """
         for target in targets:
             if isinstance(target, Tensor):
                 dtype, device = target.dtype, target.device
@@ -315,7 +319,7 @@ class Tensor(Operations, Views, Writing, Creation):
         moved = self
         if device is not None and device != self.device:
             array = array_of(self)
-            moved = Tensor._from_buffer(Buffer.from_numpy(array, device))
+            moved = Tensor._from_buffer(Buffer.from_numpy(array, get_device(device).name))
             if self.requires_grad:
                 moved.requires_grad_()
         return moved if dtype is None else moved.cast(dtype)

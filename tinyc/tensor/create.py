@@ -17,7 +17,7 @@ from tinyc.ir.node import Node
 from tinyc.random import Generator
 from tinyc.realization import compute
 from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.device import default_device
+from tinyc.runtime.device import default_device, get_device
 from tinyc.state import Handle
 from tinyc.tensor.views import sizes_of
 
@@ -277,7 +277,7 @@ def _made(node: Node, device: Any, requires_grad: bool) -> Tensor:
         made = Tensor._new(node)
     else:
         (value,) = compute([node])
-        made = Tensor._from_buffer(Buffer.from_numpy(value.array, device))
+        made = Tensor._from_buffer(Buffer.from_numpy(value.array, get_device(device).name))
     return made.requires_grad_() if requires_grad else made
 
 
