@@ -32,18 +32,48 @@ def var_mean(
     """Return the variance, with n - correction as divisor, and the mean; integers become f32."""
     axes = many_axes("var", x, axis)
     x = x if x.dtype.is_float else b.cast(x, f32)
-    mu = mean(x, axes, keepdims=True)
-    shift = b.detach(mu)
-    centred = b.sub(x, shift)
-    # mean((x-c)^2) - (mean-c)^2 is the variance for every constant c. Here the last term is 0,
-    # and carries the derivative through the mean.
-    rest = b.sub(mu, shift)
     n = count(x, axes)
-    total = b.sub(b.sum_(b.mul(centred, centred), axes, True), b.mul(b.mul(rest, rest), float(n)))
+    mu, total = _deviations_by_rows(x) if _has_long_rows(x, axes) else _deviations(x, axes)
     var = b.div(total, float(max(n - correction, 0)))
     if not keepdims:
         return _drop(var, axes), _drop(mu, axes)
     return var, mu
+
+
+def _deviations(x: Node, axes: tuple[int, ...]) -> tuple[Node, Node]:
+    """Return the mean and the sum of the squared deviations from it, reduced axes kept."""
+    mu = mean(x, axes, keepdims=True)
+    shift = b.detach(mu)
+    centred = b.sub(x, shift)
+    # sum((x-c)^2) - n (mean-c)^2 is the sum for every constant c. Here the last term is 0, and
+    # carries the derivative through the mean.
+    rest = b.sub(mu, shift)
+    correction = b.mul(b.mul(rest, rest), float(count(x, axes)))
+    return mu, b.sub(b.sum_(b.mul(centred, centred), axes, True), correction)
+
+
+def _has_long_rows(x: Node, axes: tuple[int, ...]) -> bool:
+    return len(axes) == len(x.shape) > 1 and x.shape[-1] >= 64 and count(x, axes) >= 1 << 13
+
+
+def _deviations_by_rows(x: Node) -> tuple[Node, Node]:
+    """Return the mean and squared deviations of a whole tensor in one pass over memory.
+
+    Each row is summed about its own mean while it is in the cache, then rows are merged as in
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979): with c the constant mean of a row of n, sum((x-m)^2) over the row is
+    sum((x-c)^2) + n (c-m) (2 (mean-c) + c-m).
+    """
+    every, last = tuple(range(len(x.shape))), (len(x.shape) - 1,)
+    n = float(x.shape[-1])
+    row = mean(x, last, keepdims=True)
+    shift = b.detach(row)
+    centred = b.sub(x, shift)
+    mu = mean(row, every, keepdims=True)
+    off = b.sub(shift, mu)
+    moved = b.mul(b.mul(off, n), b.add(b.mul(b.sub(row, shift), 2.0), off))
+    squares = b.sum_(b.mul(centred, centred), last, True)
+    return mu, b.sum_(b.add(squares, moved), every, True)
 
 
 def _drop(x: Node, axes: tuple[int, ...]) -> Node:
