@@ -105,7 +105,7 @@ def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
 def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) -> list[Stmt]:
     """The statements of a loop tree; `root` marks the loop that chunks divide."""
     if isinstance(tree, Leaf):
-        return lower_leaf(low, tree, around)
+        return lower_leaf(low, tree)
     begun = [s for s in stages_of(tree) if begins_here(low, s, tree, around)]
     before: list[Stmt] = []
     after: list[Stmt] = []
@@ -210,7 +210,7 @@ def combine(low: Lowering, stage: Stage) -> list[Stmt]:
 # -- leaves --------------------------------------------------------------------------------------
 
 
-def lower_leaf(low: Lowering, leaf: Leaf, around: tuple[Loop, ...]) -> list[Stmt]:
+def lower_leaf(low: Lowering, leaf: Leaf) -> list[Stmt]:
     """The statements of one stage at its place."""
     stage = leaf.stage
     names = low.rename(stage)
@@ -219,7 +219,7 @@ def lower_leaf(low: Lowering, leaf: Leaf, around: tuple[Loop, ...]) -> list[Stmt
         return [contraction(low, leaf)]
     value = concrete(stage.expr, names)
     if stage.kind == "scatter":
-        return scatter(low, stage, value, names, note)
+        return scatter(stage, value, names, note)
     idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
     if stage.kind == "map":
         at = stage.buf.address(idx)
@@ -259,8 +259,7 @@ def concrete(expr: Expr, names: dict[Var, Affine]) -> Expr:
     return rewrite(expr, leaf, lambda a: a.substitute(names))
 
 
-def scatter(low: Lowering, stage: Stage, value: Expr, names: dict[Var, Affine],
-            note: str) -> list[Stmt]:
+def scatter(stage: Stage, value: Expr, names: dict[Var, Affine], note: str) -> list[Stmt]:
     """The accumulating store of a scatter stage."""
     at = stage.buf.address(tuple(concrete_index(i, names) for i in stage.target))
     return [Store(stage.buf.storage, at, value, "sum", note)]

@@ -356,7 +356,7 @@ def _row_column(name: str, x: Node) -> tuple[Node, Node]:
 # Made of 0, 1, ...
 
 
-def arange(start: float, stop: float, step: float, n: int, dtype: Any) -> Node:
+def arange(start: float, step: float, n: int, dtype: Any) -> Node:
     """Return the n numbers start, start + step, ... in a dtype."""
     if dtype.is_float:
         return b.add(b.mul(b.iota(n, dtype), float(step)), float(start))

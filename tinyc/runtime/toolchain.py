@@ -81,7 +81,7 @@ class Compiler:
         library = ["-lm"] if libm else []
         return [*self.command, *self.flags(), "-o", output, *sources, *library]
 
-    def part_line(self, part: int, output: str, libm: bool) -> list[str]:
+    def part_line(self, part: int, output: str) -> list[str]:
         """The words that compile one part of a program to an object."""
         return [*self.command, *self.flags(), "-c", f"-DTC_PART={part}", "-o", output, SOURCE]
 
@@ -352,7 +352,7 @@ def _first_lines(unit: Unit, compiler: Compiler) -> list[list[str]]:
     if unit.parts == 1:
         return [compiler.command_line(SOURCE, LIBRARY, unit.libm)]
     objects = _objects(unit)
-    return [compiler.part_line(i, name, unit.libm) for i, name in enumerate(objects, 1)]
+    return [compiler.part_line(i, name) for i, name in enumerate(objects, 1)]
 
 
 def _objects(unit: Unit) -> list[str]:

@@ -231,7 +231,7 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var, dept
     members = set(inside)
     for p in stage.producers:
         if p in members:
-            reason = incomplete(f, loop, stage, way, p, v)
+            reason = incomplete(f, loop, stage, p, v)
             if reason:
                 return reason
     for p in stage.after:
@@ -257,7 +257,7 @@ def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> str:
     return ""
 
 
-def incomplete(f: Fuser, loop: Loop, stage: Stage, way: Shared, p: Stage, v: Var) -> str:
+def incomplete(f: Fuser, loop: Loop, stage: Stage, p: Stage, v: Var) -> str:
     """Why what `p` produces inside `loop` is not there when the stage reads it at `v`."""
     dims = dims_along(f, loop, p)
     if not dims:

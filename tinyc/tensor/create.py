@@ -106,7 +106,7 @@ class Creation(Handle):
         whole = all(isinstance(n, (int, np.integer)) for n in (start, end, step))
         count = max(math.ceil((end - start) / step), 0)
         wanted = _dtype(dtype, i64 if whole else f32)
-        return _made(indexing.arange(start, end, step, count, wanted), device, requires_grad)
+        return _made(indexing.arange(start, step, count, wanted), device, requires_grad)
 
     @staticmethod
     def linspace(
