@@ -174,7 +174,7 @@ def test_batch_norm_counts_its_batches_unread() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="3 channels in and 4 out do not divide into 2 groups"):
         nn.Conv2d(3, 4, 3, groups=2)
-    with pytest.raises(ValueError, match=r"BatchNorm2d\(3\): input has shape \(2, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"BatchNorm2d.*f32\[2,4,5,5\].*second of size 3"):
         nn.BatchNorm2d(3)(Tensor(sample(2, 4, 5, 5)))
     with pytest.raises(ValueError, match="reduction is 'mean', 'sum' or 'none', not 'avg'"):
         nn.MSELoss("avg")

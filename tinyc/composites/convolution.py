@@ -106,7 +106,7 @@ def _windows(x: Node, kernel: Sequence[int], steps: Sequence[int], gaps: Sequenc
     """Make the last axes of x places, and append one axis of taps for each of them."""
     first = len(x.shape) - len(kernel)
     for k, (size, step, gap) in enumerate(zip(kernel, steps, gaps)):
-        if size == step and gap == 1 and size > 1:
+        if size == step and gap == 1 and 1 < size <= x.shape[first + k]:
             x = _tiles(x, first + k, size)
         else:
             x = b.window(x, first + k, size, step, gap)

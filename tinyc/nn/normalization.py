@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyc import functional as F
 from tinyc.diagnostics import ShapeError
+from tinyc.ir.ops import fail
 from tinyc.nn.module import Module
 from tinyc.nn.parameter import Parameter
 from tinyc.tensor import Tensor
@@ -84,10 +85,8 @@ class _BatchNorm(Module):
         shape = tuple(input.shape)
         if len(shape) not in self._ranks or shape[1] != self.num_features:
             ranks = " or ".join(map(str, self._ranks))
-            raise ShapeError(
-                f"{type(self).__name__}({self.num_features}): input has shape {shape}; expected "
-                f"{ranks} axes, the second of size {self.num_features}"
-            )
+            rule = f"the input has {ranks} axes, the second of size {self.num_features}"
+            fail(ShapeError, type(self).__name__, "the input does not fit", (input.node,), rule)
 
     def extra_repr(self) -> str:
         """Return the arguments, as PyTorch has it."""
