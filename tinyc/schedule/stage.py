@@ -177,7 +177,7 @@ class Builder:
     place: dict[Node, Buf] = field(default_factory=dict)
     regions: dict[Node, Buf] = field(default_factory=dict)
     copies: list[tuple[Node, Buf]] = field(default_factory=list)
-    overwrites: list[tuple[set[Buf], list[Stage]]] = field(default_factory=list)
+    overwrites: list[tuple[dict[Buf, None], list[Stage]]] = field(default_factory=list)
     in_place: set[Node] = field(default_factory=set)
     parts: dict[Buf, list[Buf]] = field(default_factory=dict)
     writers: dict[Buf, list[Stage]] = field(default_factory=dict)
@@ -437,7 +437,7 @@ def store_assign(b: Builder, n: Node) -> None:
         add_writers(b, whole, before)
         add_writers(b, whole, written)
     b.place[n] = whole
-    b.overwrites.append(({old, *b.parts.get(old, ())}, written))
+    b.overwrites.append((dict.fromkeys([old, *b.parts.get(old, ())]), written))
     b.parts[whole] = [old, *b.parts.get(old, ()), *(w.buf for w in written)]
 
 
@@ -719,18 +719,30 @@ def as_guard(conds: Iterable) -> tuple[Within, ...]:
 
 def add_write_after_read(b: Builder) -> None:
     """A stage that overwrites a buffer comes after every stage that reads the old value."""
+    readers = readers_of(b.plan.stages)
     for old, writers in b.overwrites:
-        save_old_value(b, old, writers)
+        first = min(w.number for w in writers)
+        # Stages are made after what they read: only later ones can need the new value, too.
+        if any(s.number > first and s not in writers for buf in old for s in readers.get(buf, ())):
+            save_old_value(b, old, writers)
+            readers = readers_of(b.plan.stages)
     for old, writers in b.overwrites:
-        writing = set(writers)
-        for stage in b.plan.stages:
-            if stage in writing or all(r.buf not in old for r in stage.reads):
-                continue
+        for reader in dict.fromkeys(s for buf in old for s in readers.get(buf, ())):
             for w in writers:
-                w.after.append(stage)
+                if reader not in writers:
+                    w.after.append(reader)
 
 
-def save_old_value(b: Builder, old: set[Buf], writers: list[Stage]) -> None:
+def readers_of(stages: list[Stage]) -> dict[Buf, list[Stage]]:
+    """The stages that read each buffer."""
+    found: dict[Buf, list[Stage]] = {}
+    for stage in stages:
+        for buf in dict.fromkeys(r.buf for r in stage.reads):
+            found.setdefault(buf, []).append(stage)
+    return found
+
+
+def save_old_value(b: Builder, old: dict[Buf, None], writers: list[Stage]) -> None:
     """Stages that need a new value and the one that it replaces read a copy of the old one."""
     later = set(writers)
     saved: dict[Buf, Buf] = {}
@@ -738,7 +750,7 @@ def save_old_value(b: Builder, old: set[Buf], writers: list[Stage]) -> None:
         if stage in later or later.isdisjoint(stage.producers):
             continue
         later.add(stage)
-        for buf in {r.buf for r in stage.reads if r.buf in old}:
+        for buf in dict.fromkeys(r.buf for r in stage.reads if r.buf in old):
             if buf not in saved:
                 saved[buf] = b.temporary(buf)
                 add_transfer(b, stage.node, buf, saved[buf])
