@@ -276,7 +276,7 @@ def balanced(functions: dict[str, str]) -> list[list[str]]:
         least = sizes.index(min(sizes))
         groups[least].append(name)
         sizes[least] += len(functions[name])
-    return [group for group in groups if group]
+    return [group for group in groups if group] or [[]]
 
 
 def divided(groups: list[list[str]], functions: dict[str, str], step: str) -> list[str]:
