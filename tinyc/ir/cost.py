@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 
 from tinyc.ir.index import Var
-from tinyc.ir.loop import Apply, Expr, walk
+from tinyc.ir.loop import Apply, Expr, children, indices, walk
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Stage
 
@@ -17,8 +17,15 @@ WEIGHT = {
 
 
 def expression_weight(expr: Expr) -> int:
-    """Weighted operators of one evaluation; shared subexpressions count once."""
-    return sum(WEIGHT.get(e.op, 1) for e in walk(expr) if isinstance(e, Apply))
+    """Weighted operators of one evaluation: shared subexpressions count once, and those that no
+    loop variable changes not at all, since they are computed before the loops."""
+    moving: set[int] = set()
+    weight = 0
+    for e in walk(expr):
+        if any(i.free_vars() for i in indices(e)) or any(id(c) in moving for c in children(e)):
+            moving.add(id(e))
+            weight += WEIGHT.get(e.op, 1) if isinstance(e, Apply) else 0
+    return weight
 
 
 def stage_work(stage: Stage) -> int:
