@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def x() -> Tensor:
-    return Tensor(np.random.default_rng(0).random((64, 96), np.float32))
+    # a shape of this file's own: programs remember the line that first built their graph
+    return Tensor(np.random.default_rng(0).random((61, 97), np.float32))
 
 
 class TestExplain:
@@ -26,7 +27,7 @@ class TestExplain:
         found = explain(lambda x: x.softmax(-1), x)
         assert len(found.kernels) == 1
         assert found.arena_bytes == 0
-        assert found.bytes_moved == 2 * 64 * 96 * 4
+        assert found.bytes_moved == 2 * 61 * 97 * 4
 
     def test_refusals_have_reasons_and_lines(self, x):
         found = explain(lambda x: x.softmax(-1), x)
