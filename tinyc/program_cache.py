@@ -127,7 +127,9 @@ def moved_places(data: Mapping[str, Any], outputs: Sequence[Node]) -> dict[Origi
     """Return which of the user's lines are now others: graphs are equal wherever they are built."""
     places = [tuple(place) for place in data["places"]]
     now: dict[Any, Origin] = {}
-    for n, number in zip(toposort(outputs), data["nodes"], strict=True):
+    pairs = list(zip(toposort(outputs), data["nodes"], strict=True))
+    # From the outputs on: a constant may be one that another line has built before.
+    for n, number in reversed(pairs):
         now.setdefault(places[number], n.origin)
     return {old: new for old, new in now.items() if old != new}
 
