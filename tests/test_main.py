@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinyc import __main__, config, doctor
+from tinyc.commands import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,9 +90,9 @@ class TestCompare:
     def test_functions_of_a_file(self, tmp_path):
         path = tmp_path / "mine.py"
         path.write_text("def make():\n    return (lambda x: x, 3)\n\nwrong = 4\n")
-        function, argument = __main__.find_function(f"{path}:make")
+        function, argument = compare.find_function(f"{path}:make")
         assert function(argument) == 3
-        assert "no function 'wrong'" in __main__.find_function(f"{path}:wrong")
+        assert "no function 'wrong'" in compare.find_function(f"{path}:wrong")
 
 
 def test_version_and_help(capsys):

@@ -122,8 +122,8 @@ def _line_of(frame: FrameType) -> Origin:
 
 def _is_inside(filename: str) -> bool:
     path = os.path.abspath(filename)
-    # the console command's own functions are a user of the package
-    own = path.startswith(_PACKAGE) and path != _PACKAGE + "__main__.py"
+    # what the console command computes is a use of the package
+    own = path.startswith(_PACKAGE) and not path.startswith(_PACKAGE + "commands" + os.sep)
     return own and not filename.startswith("<")
 
 
