@@ -1,0 +1,19 @@
+"""What the compiler decided and what it costs, as objects, as text and as plain data."""
+
+from tinyc.reporting.comparison import Comparison, KernelTimes, compare
+from tinyc.reporting.explanation import Explanation, explain, native_runs, refusals
+from tinyc.reporting.text import describe_kernel, origins_text, quantity, table
+
+__all__ = [
+    "Comparison",
+    "Explanation",
+    "KernelTimes",
+    "compare",
+    "describe_kernel",
+    "explain",
+    "native_runs",
+    "origins_text",
+    "quantity",
+    "refusals",
+    "table",
+]
