@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tinyc.diagnostics import TinycError
     from tinyc.ir.dtype import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
     from tinyc.nn.serialization import load, save
-    from tinyc.random import Generator, manual_seed
+    from tinyc.random import Generator, get_rng_state, manual_seed, set_rng_state
     from tinyc.reporting import compare, explain
     from tinyc.tensor import (
         Size,
@@ -86,6 +86,7 @@ __all__ = [
     "full_like",
     "functional",
     "gather",
+    "get_rng_state",
     "grad",
     "i8",
     "i16",
@@ -135,6 +136,7 @@ __all__ = [
     "rsqrt",
     "save",
     "set_grad_enabled",
+    "set_rng_state",
     "sigmoid",
     "sign",
     "sin",
@@ -178,7 +180,7 @@ _HOMES = {
     "ir.dtype": (
         *("DType", "bool_", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"),
     ),
-    "random": ("Generator", "manual_seed"),
+    "random": ("Generator", "get_rng_state", "manual_seed", "set_rng_state"),
     "reporting": ("compare", "explain"),
     "tensor": (
         *("Size", "Tensor", "enable_grad", "from_dlpack", "from_numpy", "grad"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,11 @@ def _number(value: int, device: str) -> Slot:
     buffer = Buffer(device, i64, ())
     buffer.array[...] = value
     return Slot(buffer, caller_origin(2))
+
+
+def _signed(word: int) -> int:
+    """Return the number of i64 that has the bits of a number below 2**64."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 def _words(seed: Node) -> tuple[Node, Node]:
@@ -57,25 +63,54 @@ class Generator:
         seed = int(seed)
         if not -(1 << 63) <= seed < 1 << 64:
             raise ValueError(f"manual_seed: {seed} does not fit in 64 bits")
-        self._numpy = None
-        return self.set_state(np.array([seed & _WORDS, 0], np.uint64).view(np.int64))
+        return self._go_to(seed & _WORDS, 0, None)
 
     def initial_seed(self) -> int:
         """Return the seed of the stream."""
         return int(self._seed.buffer.array) & _WORDS
 
     def get_state(self) -> np.ndarray:
-        """Return seed and counter: where in which stream the generator is."""
-        return np.array([self._seed.buffer.array, self._counter.buffer.array], np.int64)
+        """Return i64[8], which a checkpoint can hold: where in which stream the generator is.
 
-    def set_state(self, where: np.ndarray) -> Generator:
-        """Go to where another generator was at its ``get_state``."""
+        Seed and counter come first, then the state of the numpy generator of the seed.
+        """
+        made = self.numpy_generator().bit_generator.state
+        numbers = [self.initial_seed(), int(self._counter.buffer.array)]
+        for wide in (made["state"]["state"], made["state"]["inc"]):
+            numbers += [wide & _WORDS, wide >> 64]
+        numbers += [made["has_uint32"], made["uinteger"]]
+        return np.array(numbers, np.uint64).view(np.int64)
+
+    def set_state(self, where: Any) -> Generator:
+        """Go to where a generator was at its ``get_state``: an array or a tensor of that form.
+
+        Raises ValueError for anything else.
+        """
+        numbers = np.asarray(where)
+        if numbers.dtype != np.int64 or numbers.shape != (8,):
+            raise ValueError(
+                f"set_state: got {numbers.dtype}{list(numbers.shape)}; a generator's state is the "
+                "int64[8] of get_state()"
+            )
+        seed, counter, low, high, inc_low, inc_high, has, left = map(int, numbers.view(np.uint64))
+        host = np.random.Generator(np.random.PCG64())
+        host.bit_generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": high << 64 | low, "inc": inc_high << 64 | inc_low},
+            "has_uint32": has,
+            "uinteger": left,
+        }
+        return self._go_to(seed, counter, host)
+
+    def _go_to(self, seed: int, counter: int, host: np.random.Generator | None) -> Generator:
+        """Go to a place, both numbers below 2**64; numpy's stream begins anew without `host`."""
         if state.capturing.trace is not None:
             raise TracingError("a generator's state is set outside functions that jit captures")
-        seed, counter = (int(number) for number in where)
-        self._seed.buffer.array[...] = seed
-        self._counter.buffer.array[...] = counter
-        self._key = _number(seed, self._seed.buffer.device)
+        device = self._seed.buffer.device
+        self._seed.buffer.array[...] = _signed(seed)
+        self._counter.buffer.array[...] = _signed(counter)
+        self._key = _number(_signed(seed), device)
+        self._numpy = host
         return self
 
     def numpy_generator(self) -> np.random.Generator:
@@ -99,9 +134,9 @@ class Generator:
     def _move(self, device: str) -> None:
         """Keep the state where tensors are computed."""
         if self._seed.buffer.device != device:
-            seed, counter = self.get_state()
-            self._seed, self._counter = _number(int(seed), device), _number(int(counter), device)
-            self._key = _number(int(seed), device)
+            seed, counter = int(self._seed.buffer.array), int(self._counter.buffer.array)
+            self._seed, self._counter = _number(seed, device), _number(counter, device)
+            self._key = _number(seed, device)
 
     def advance(self, count: int) -> None:
         """Leave it pending, within a capture, that each run goes on by `count` numbers."""
@@ -116,6 +151,16 @@ default_generator = Generator()
 def manual_seed(seed: int) -> Generator:
     """Begin the default generator's stream of a seed and return the generator."""
     return default_generator.manual_seed(seed)
+
+
+def get_rng_state() -> np.ndarray:
+    """Return where the default generator is, as i64[8] that a checkpoint can hold."""
+    return default_generator.get_state()
+
+
+def set_rng_state(new_state: Any) -> None:
+    """Go to where the default generator was at ``get_rng_state()``."""
+    default_generator.set_state(new_state)
 
 
 def numpy_generator() -> np.random.Generator:

@@ -67,6 +67,26 @@ def test_generators_have_states_of_their_own() -> None:
         Generator(2**64)
 
 
+@pytest.mark.parametrize("seed", [3, 2**63 + 5])
+def test_a_saved_state_goes_on_with_every_kind_of_number(seed: int, tmp_path) -> None:
+    def draw() -> list[list]:
+        return [t.tolist() for t in (tinyc.randn(3), tinyc.randperm(9), tinyc.randint(9, (4,)))]
+
+    tinyc.manual_seed(seed)
+    draw()
+    tinyc.randperm(3)  # half of a word of numpy's generator is left
+    tinyc.save({"rng": tinyc.get_rng_state()}, tmp_path / "state")
+    wanted = draw(), draw()
+    tinyc.manual_seed(0)
+    tinyc.set_rng_state(tinyc.load(tmp_path / "state")["rng"])
+    assert (draw(), draw()) == wanted
+    assert random.default_generator.initial_seed() == seed
+    with pytest.raises(ValueError, match=r"got float64\[8\]; a generator's state is the int64"):
+        tinyc.set_rng_state(np.zeros(8))
+    with pytest.raises(ValueError, match=r"got int64\[2\]"):
+        tinyc.set_rng_state(np.zeros(2, np.int64))
+
+
 def test_the_same_numbers_on_every_device() -> None:
     tinyc.manual_seed(9)
     wanted = tinyc.rand(100).numpy()

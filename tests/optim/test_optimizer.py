@@ -230,6 +230,32 @@ def test_resuming_is_bit_exact(kind: str, tmp_path) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_jitted_step_with_dropout_resumes_bit_for_bit(tmp_path) -> None:
+    def make(seed: int):
+        tinyc.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 2))
+        optimizer = optim.AdamW(net.parameters(), lr=0.05)
+        return net, optimizer, tinyc.jit(lambda: step(net, optimizer))
+
+    net, optimizer, take = make(0)
+    for _ in range(3):
+        take().item()
+    path = tmp_path / "checkpoint"
+    parts = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    tinyc.save({**parts, "rng": tinyc.get_rng_state(), "step": 3}, path)
+    losses = [take().item() for _ in range(3)]
+    resumed, other, again = make(7)
+    again().item()
+    saved = tinyc.load(path)
+    resumed.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    tinyc.set_rng_state(saved["rng"])
+    assert saved["step"] == 3
+    assert [again().item() for _ in range(3)] == losses
+    for a, b in zip(weights(net), weights(resumed)):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_state_dict_is_a_snapshot() -> None:
     net = model()
     optimizer = optim.Adam(net.parameters())
