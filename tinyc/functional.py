@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tinyc import random
 from tinyc.composites import (
     activation,
+    attention,
     convolution,
     indexing,
     losses,
@@ -209,8 +210,7 @@ def layer_norm(
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """In training zero each value with probability ``p`` and divide the others by 1-p."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout: the probability p is {p}; it must be in 0..1")
+    _check_probability("dropout", p)
     if not training or p == 0:
         return input
     return apply(normalization.dropout, input, p, random.bits(input.shape))
@@ -222,6 +222,32 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     A number out of range is an IndexError when the value is computed.
     """
     return apply(indexing.embedding, input, weight, padding_idx)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return softmax(query @ key^T * scale + mask) @ value, `scale` by default 1/sqrt(E).
+
+    [..., L, E], [..., S, E] and [..., S, V] give [..., L, V]; leading axes broadcast. The mask
+    broadcasts to [..., L, S]: True takes part, a floating one is added; a row in which nobody
+    takes part gives zeros. With ``is_causal`` row i sees columns 0 to i. With ``enable_gqa``
+    heads (axis -3) of the query share those of key and value, whose number divides theirs.
+    Dropout is always on: pass 0 outside training. ShapeError and DTypeError name what does not
+    fit.
+    """
+    _check_probability("scaled_dot_product_attention", dropout_p)
+    return apply(
+        attention.attention, query, key, value, attn_mask, is_causal, scale, enable_gqa,
+        dropout_p, random.bits,
+    )  # fmt: skip
 
 
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
@@ -311,6 +337,11 @@ def binary_cross_entropy_with_logits(
     return apply(
         losses.binary_cross_entropy_with_logits, input, target, weight, pos_weight, reduction
     )
+
+
+def _check_probability(name: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: the probability p is {p}; it must be in 0..1")
 
 
 def _check_rank(name: str, weight: Tensor, rank: int) -> None:

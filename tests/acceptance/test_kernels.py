@@ -10,7 +10,7 @@ import pytest
 from training_steps import benchmarks, programs, training_case, training_graph
 
 import tinyc.nn.functional as F
-from tinyc import Tensor, compiler, config, explain, jit, optim
+from tinyc import Tensor, compiler, config, explain, jit, optim, vjp
 
 pytestmark = pytest.mark.skipif(
     config.current().device != "cpu", reason="only compiled programs have kernels"
@@ -43,6 +43,19 @@ def layer_norm_both_ways(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> tuple[T
     return x.grad, w.grad, b.grad
 
 
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def causal_both_ways(q: Tensor, k: Tensor, v: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    y, pullback = vjp(causal, q, k, v)
+    return (y, *pullback(dy))
+
+
+def heads_of(count: int) -> Callable[[], tuple]:
+    return lambda: tuple(numbers(2, 3, 128, 32) for _ in range(count))
+
+
 def cross_entropy_both_ways(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     x.grad = None
     loss = F.cross_entropy(x, y)
@@ -73,6 +86,8 @@ CASES: list[tuple[str, int, Callable, Callable[[], tuple]]] = [
      lambda: (numbers(64, 96), numbers(32, 96), numbers(32))),
     ("conv", 1, lambda x, w, b: F.relu(F.conv2d(x, w, b, padding=1)),
      lambda: (numbers(8, 3, 12, 12), numbers(16, 3, 3, 3), numbers(16))),
+    ("causal attention", 1, causal, heads_of(3)),
+    ("causal attention both ways", 4, causal_both_ways, heads_of(4)),
     ("cross entropy both ways", 3, cross_entropy_both_ways,
      lambda: (numbers(64, 10, grad=True), labels(64, 10))),
     ("cross entropy both ways, large", 3, cross_entropy_both_ways,
