@@ -141,8 +141,10 @@ RemarkKind = Literal["applied", "missed", "analysis"]
 class Remark:
     """One decision of the compiler: what was done or not, about what, where, and why.
 
-    ``terms`` are the numbers behind it, by name. Remarks are plain data: ``to_dict`` gives what
-    JSON can hold and ``from_dict`` reads it back.
+    ``terms`` are the numbers behind it, by name. Of something that was not done, ``rule`` names the
+    clause that was not met, ``remedy`` says what would change it, and ``about`` is the other member
+    that it concerns. Remarks are plain data: ``to_dict`` gives what JSON can hold and ``from_dict``
+    reads it back.
     """
 
     kind: RemarkKind
@@ -151,6 +153,9 @@ class Remark:
     message: str
     origin: Origin | None = None
     terms: Mapping[str, Term] = field(default_factory=dict)
+    rule: str = ""
+    remedy: str = ""
+    about: str = ""
 
     def __str__(self) -> str:
         return f"{self.pass_name}: {self.kind}: {self.subject}: {self.reason()}"

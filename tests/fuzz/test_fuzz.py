@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from random_graphs import SMOOTH, Graph, assert_same, grow, outputs_of, tolerance
-from running import SPLITTING, Compiled, interpreted, native, plan_of
+from running import SPLITTING, Compiled, interpreted, native, plan_of, unexplained
 
 from tinyc.ir.autograd import vjp
 from tinyc.ir.evaluate import evaluate
@@ -110,6 +110,7 @@ def test_text_reads_back(case: Case) -> None:
 @given(graphs(30), st.booleans())
 def test_no_two_live_storages_overlap(case: Case, fuse: bool) -> None:
     plan = plan_of(case[1], fuse, target=SPLITTING)
+    assert unexplained(plan) == []
     lives = lifetimes(plan)
     for s, (first, last) in lives.items():
         assert s.offset % 64 == 0 and s.offset + s.nbytes <= plan.arena_size

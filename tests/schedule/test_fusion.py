@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from running import Memory, buffers, floats, interpreted, plan_of, program_of
+from running import Memory, buffers, floats, interpreted, plan_of, program_of, unexplained
 
 from tinyc.composites import activation, convolution, linear, losses, normalization, reductions
 from tinyc.ir import build as b
@@ -109,6 +109,12 @@ def test_fused_kernels_compute_the_same(case: Callable[[], Case]) -> None:
     outputs, memory = case()
     for got, want in zip(interpreted(outputs, memory), evaluate(outputs, memory)):
         np.testing.assert_allclose(got, want, 1e-4, 1e-5)
+
+
+@cases
+@pytest.mark.parametrize("fuse", [True, False])
+def test_every_value_that_crosses_kernels_says_why(case: Callable[[], Case], fuse: bool) -> None:
+    assert unexplained(plan_of(case()[0], fuse)) == []
 
 
 def members(outputs: list[Node]) -> list[list[str]]:

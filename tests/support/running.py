@@ -17,6 +17,7 @@ from tinyc.ir.plan import Plan
 from tinyc.ir.program import CPU, Program
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import get_device
+from tinyc.schedule.refusals import RULES
 
 Memory = dict[int, np.ndarray]
 # Splits even small loops into chunks.
@@ -94,6 +95,15 @@ def plan_of(outputs: Sequence[Node], fuse: bool = True, until: str = "", target=
             if p.name == until:
                 break
     return plan
+
+
+def unexplained(plan: Plan) -> list[str]:
+    """The edges between kernels on which no remark with a rule and a remedy stands."""
+    home = {stage: nest.number for nest in plan.nests for stage in nest.stages()}
+    told = {(r.subject, r.about, r.terms["kernel"]) for r in plan.remarks
+            if r.kind == "missed" and r.rule in RULES and r.remedy and r.message}
+    return [f"{p.name} -> {s.name}" for s in plan.stages for p in s.producers
+            if home[p] != home[s] and (s.name, p.name, home[p]) not in told]
 
 
 def interpreted(

@@ -84,11 +84,17 @@ class Explanation:
 
 
 def refusals(program: Program) -> dict[str, list[str]]:
-    """Return why members of kernels do not share more loops, by the member's name."""
+    """Return why members of kernels do not share more loops, by the member's name.
+
+    Where that costs a trip through memory, between two kernels, a line says what would change it.
+    """
     found: dict[str, list[str]] = {}
     for remark in map(Remark.from_dict, program.remarks):
         if remark.kind == "missed":
-            found.setdefault(remark.subject, []).append(remark.reason())
+            lines = found.setdefault(remark.subject, [])
+            lines.append(f"apart: {remark.reason()}")
+            if "bytes_through_memory" in remark.terms:
+                lines.append(f"  to change that: {remark.remedy}")
     return found
 
 

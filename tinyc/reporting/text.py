@@ -24,7 +24,7 @@ def describe_kernel(kernel: KernelInfo, refused: Mapping[str, Sequence[str]]) ->
     for member in kernel.members:
         lines.append(f"  {member}")
         reasons = dict.fromkeys(refused.get(member.partition(" ")[0], ()))
-        lines += [f"    apart: {reason}" for reason in reasons]
+        lines += [f"    {reason}" for reason in reasons]
     return lines
 
 

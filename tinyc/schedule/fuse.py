@@ -3,6 +3,9 @@
 A stage may share a loop of an earlier tree if every value that it reads and that is produced inside
 the loop is complete at that iteration, and read exactly there. Each refusal is a Remark. When all
 stages have their place, arrays lose the dimensions of the loops that writer and readers share.
+
+A value that crosses from one kernel to another leaves a remark for each of its readers there: the
+rule that kept them apart (`refusals.RULES`), the numbers, and what would change it.
 """
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
+from tinyc.schedule import refusals
+from tinyc.schedule.refusals import Refusal
 
 UNROLLED = 16
 # C compilers take more than twice as long for a function of twice the length.
@@ -42,9 +47,15 @@ class Fuser:
     remarks: list[Remark] = field(default_factory=list)
     touching: dict[Buf, list[Stage]] = field(default_factory=dict)
     consumers: dict[Stage, list[Stage]] = field(default_factory=dict)
+    refused: list[tuple[Nest, Refusal]] = field(default_factory=list)
 
-    def refuse(self, stage: Stage, reason: str, **terms: int) -> None:
-        self.remarks.append(Remark("missed", "fuse", stage.name, reason, stage.node.origin,
+    def refuse(self, nest: Nest, refusal: Refusal) -> None:
+        """Note why the stage that is being placed does not join a nest, or a loop of it."""
+        self.refused.append((nest, refusal))
+
+    def apply(self, stage: Stage, message: str, **terms: int) -> None:
+        """Leave the remark that a stage has joined something."""
+        self.remarks.append(Remark("applied", "fuse", stage.name, message, stage.node.origin,
                                    dict(terms)))
 
 
@@ -56,8 +67,10 @@ def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
         for p in stage.producers:
             f.consumers[p].append(stage)
     for stage in plan.stages:
+        f.refused = []
         if not (enabled and place(f, stage)):
             open_nest(f, stage)
+        explain_place(f, stage, enabled)
         for buf in {r.buf for r in stage.reads} | {stage.buf}:
             f.touching.setdefault(buf, []).append(stage)
     plan.mapping = f.mapping
@@ -74,18 +87,19 @@ def place(f: Fuser, stage: Stage) -> bool:
     for nest in candidates(f, stage, first):
         if join(f, nest, stage):
             return True
-    too_large = stage_work(stage) > f.target.serial_work
-    if first < 0 or too_large or stage.kind in ("contract", "scatter"):
+    if first < 0 or stage.kind in ("contract", "scatter"):
         return False
-    nest = f.plan.nests[first]
+    nest, work = f.plan.nests[first], stage_work(stage)
+    if work > f.target.serial_work:
+        f.refuse(nest, refusals.too_much_work(work, f.target))
+        return False
     if len(nest.stages()) >= STAGES_LIMIT:
+        f.refuse(nest, refusals.kernel_full(nest, STAGES_LIMIT))
         return False
     nest.finish.append(tree_of(f, stage, Shared(stage, list(stage.axes), list(stage.red))))
     settle(f, nest, stage, {})
     f.finished.add(stage)
-    f.remarks.append(Remark("applied", "fuse", stage.name,
-                            f"small: runs once, at the end of kernel {nest.number}",
-                            stage.node.origin, {}))
+    f.apply(stage, f"small: runs once, at the end of kernel {nest.number}")
     return True
 
 
@@ -103,14 +117,16 @@ def candidates(f: Fuser, stage: Stage, first: int) -> list[Nest]:
 
 def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
     """Share loops of a nest from its root down, as deep as is legal."""
-    if any(p in f.finished and f.home[p] is nest for p in [*stage.producers, *stage.after]):
-        f.refuse(stage, f"reads a value that is complete only at the end of kernel {nest.number}")
+    late = next((p for p in [*stage.producers, *stage.after]
+                 if p in f.finished and f.home[p] is nest), None)
+    if late is not None:
+        f.refuse(nest, refusals.kernel_end(late, nest))
         return False
     if stage.kind == "scatter":
-        f.refuse(stage, "adds at an index that depends on data: needs the whole target")
+        f.refuse(nest, refusals.data_index(stage))
         return False
     if len(nest.stages()) >= STAGES_LIMIT:
-        f.refuse(stage, f"kernel {nest.number} has {STAGES_LIMIT} stages already")
+        f.refuse(nest, refusals.kernel_full(nest, STAGES_LIMIT))
         return False
     way = Shared(stage, list(stage.axes), list(stage.red))
     where = descend(f, nest, nest.body, way, depth=0)
@@ -125,9 +141,7 @@ def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
         nest.private.append(stage)
     settle(f, nest, stage, way.mapping)
     depth = len(way.loops)
-    f.remarks.append(Remark("applied", "fuse", stage.name,
-                            f"shares {depth} loop{'s' * (depth != 1)} of kernel {nest.number}",
-                            stage.node.origin, {"depth": depth}))
+    f.apply(stage, f"shares {depth} loop{'s' * (depth != 1)} of kernel {nest.number}", depth=depth)
     return True
 
 
@@ -149,6 +163,45 @@ def open_nest(f: Fuser, stage: Stage) -> None:
     settle(f, nest, stage, {})
 
 
+# -- why not -------------------------------------------------------------------------------------
+
+
+def explain_place(f: Fuser, stage: Stage, enabled: bool) -> None:
+    """Leave remarks on a placed stage: each value that it reads from another kernel, and why; then
+    what else kept it from sharing more loops."""
+    here = f.home[stage]
+    apart = [p for p in stage.producers if f.home[p] is not here]
+    for p in apart:
+        for refusal in why_apart(f, stage, p, enabled):
+            miss(f, stage, f.home[p], refusal, p)
+    told = {f.home[p].number for p in apart}
+    for nest, refusal in f.refused:
+        if nest.number not in told:
+            miss(f, stage, nest, refusal)
+
+
+def why_apart(f: Fuser, stage: Stage, p: Stage, enabled: bool) -> list[Refusal]:
+    """Why a stage does not run in the kernel of `p`, whose value it reads: never empty."""
+    if not enabled:
+        return [refusals.fusion_off()]
+    found = [r for nest, r in f.refused if nest is f.home[p]]
+    about = [r for r in found if r.producer in ("", p.name)]
+    if found:
+        return list(dict.fromkeys(about or found))
+    last = max([*stage.producers, *stage.after], key=lambda s: f.home[s].number)
+    return [refusals.later_kernel(last, f.home[last].number)]
+
+
+def miss(f: Fuser, stage: Stage, nest: Nest, refusal: Refusal, p: Stage | None = None) -> None:
+    """Leave the remark of one refusal; `p` is the producer in the other kernel."""
+    terms: dict[str, int] = {"kernel": nest.number, **dict(refusal.terms)}
+    if p is not None:
+        terms["bytes_through_memory"] = refusals.nbytes(p)
+    f.remarks.append(Remark(
+        "missed", "fuse", stage.name, refusal.message, stage.node.origin, terms, refusal.rule,
+        refusal.remedy, p.name if p is not None else refusal.producer))
+
+
 # -- sharing loops -------------------------------------------------------------------------------
 
 
@@ -162,7 +215,7 @@ def descend(f: Fuser, nest: Nest, body: list[Tree], way: Shared, depth: int) -> 
             if can_be_epilogue(tree, way):
                 return tree
             if tree.stage.kind == "contract" and not set(inside).isdisjoint(way.stage.producers):
-                f.refuse(way.stage, why_no_epilogue(tree, way), kernel=nest.number)
+                f.refuse(nest, why_no_epilogue(tree, way))
         else:
             found = share(f, nest, tree, inside, way, depth)
         if found is not None:
@@ -179,7 +232,7 @@ def share(f: Fuser, nest: Nest, loop: Loop, inside: list[Stage], way: Shared,
     if choice is None:
         needed = {*way.stage.producers, *way.stage.after}
         if not needed.isdisjoint(inside):
-            f.refuse(way.stage, why or unmatched(f, way.stage, loop, inside), kernel=nest.number)
+            f.refuse(nest, why or unmatched(f, way.stage, loop, inside))
         return None
     way.mapping[choice] = loop.var
     way.loops.append(loop)
@@ -191,9 +244,9 @@ def share(f: Fuser, nest: Nest, loop: Loop, inside: list[Stage], way: Shared,
 
 
 def match_variable(f: Fuser, loop: Loop, inside: list[Stage], way: Shared,
-                   depth: int) -> tuple[Var | None, str]:
+                   depth: int) -> tuple[Var | None, Refusal | None]:
     """The stage's variable that may run as `loop`, or the reason why none may."""
-    best, best_score, why = None, 0, ""
+    best, best_score, why = None, 0, None
     for v in open_variables(way):
         if v.extent != loop.var.extent:
             continue
@@ -207,14 +260,14 @@ def match_variable(f: Fuser, loop: Loop, inside: list[Stage], way: Shared,
     return best, why
 
 
-def unmatched(f: Fuser, stage: Stage, loop: Loop, inside: list[Stage]) -> str:
+def unmatched(f: Fuser, stage: Stage, loop: Loop, inside: list[Stage]) -> Refusal:
     """Why a stage stays outside a loop like which it has none."""
     for p in stage.producers:
         if p in inside and not dims_along(f, loop, p):
-            return f"{p.name} is complete only after loop {loop.var.name}"
+            return refusals.complete_after_loop(p, loop)
     if stage.kind == "contract":
-        return "a contraction shares only its batch axes: it runs in blocks over the others"
-    return f"no axis of its own runs in step with loop {loop.var.name}"
+        return refusals.contraction_blocks(stage, loop)
+    return refusals.no_common_axis(stage, loop)
 
 
 def open_variables(way: Shared) -> list[Var]:
@@ -225,8 +278,9 @@ def open_variables(way: Shared) -> list[Var]:
     return [v for v in way.axes + way.red if v.extent > 1]
 
 
-def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var, depth: int) -> str:
-    """Why the stage's `v` must not run as `loop`; empty if it may."""
+def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var,
+            depth: int) -> Refusal | None:
+    """Why the stage's `v` must not run as `loop`; None if it may."""
     stage = way.stage
     members = set(inside)
     for p in stage.producers:
@@ -236,13 +290,13 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var, dept
                 return reason
     for p in stage.after:
         if p in members and not overwrites_same(f, loop, stage, p, v):
-            return f"overwrites what {p.name} still reads at other indices"
+            return refusals.still_read(p)
     if v in stage.red:
         return cannot_accumulate(f, stage, way, depth) or cached(f, members, way, depth)
-    return ""
+    return None
 
 
-def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> str:
+def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> Refusal | None:
     """A reduction reads what stays in the first-level cache anyhow in a loop of its own.
 
     The loop that made the value then needs no accumulators, and both collapse to long loops.
@@ -253,21 +307,21 @@ def cached(f: Fuser, members: set[Stage], way: Shared, depth: int) -> str:
             done = {loop.var for loop in way.loops}
             size = elements([a for a in p.axes if names.get(a, a) not in done]) * p.dtype.itemsize
             if size <= f.target.l1 // 2:
-                return f"{p.name} stays in the cache: {size} bytes; a loop of its own is as fast"
-    return ""
+                return refusals.stays_in_cache(p, size, f.target)
+    return None
 
 
-def incomplete(f: Fuser, loop: Loop, stage: Stage, p: Stage, v: Var) -> str:
+def incomplete(f: Fuser, loop: Loop, stage: Stage, p: Stage, v: Var) -> Refusal | None:
     """Why what `p` produces inside `loop` is not there when the stage reads it at `v`."""
     dims = dims_along(f, loop, p)
     if not dims:
-        return f"{p.name} is complete only after loop {loop.var.name}"
+        return refusals.complete_after_loop(p, loop)
     for read in stage.reads:
         if read.buf is p.buf and read.index[dims[0]] != Affine.of(v):
-            return f"reads {p.name} at {read.index[dims[0]]}, not at the iteration that makes it"
+            return refusals.other_iteration(p, read.index[dims[0]], loop)
         if read.buf is not p.buf and read.buf.storage is p.buf.storage:
-            return f"reads {p.name} as a part of something larger"
-    return ""
+            return refusals.part_of_larger(p)
+    return None
 
 
 def dims_along(f: Fuser, loop: Loop, stage: Stage) -> list[int]:
@@ -297,14 +351,14 @@ def same_region(a: Buf, b: Buf) -> bool:
     return (a.shape, a.strides, a.offset) == (b.shape, b.strides, b.offset)
 
 
-def cannot_accumulate(f: Fuser, stage: Stage, way: Shared, depth: int) -> str:
+def cannot_accumulate(f: Fuser, stage: Stage, way: Shared, depth: int) -> Refusal | None:
     """A reduction over a shared loop keeps its accumulators outside that loop."""
     if depth > 0 and way.loops and any(u in way.mapping for u in stage.red):
-        return ""
+        return None
     size = elements(way.axes) * stage.dtype.itemsize
     if depth == 0 and size > f.target.private_bytes:
-        return f"every chunk would sum {size} bytes of its own; at most {f.target.private_bytes}"
-    return ""
+        return refusals.accumulator_size(stage, size, f.target)
+    return None
 
 
 def alignment(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var) -> int:
@@ -357,14 +411,14 @@ def can_be_epilogue(leaf: Leaf, way: Shared) -> bool:
         reads_at_own_index(stage, p, way) for p in stage.producers if p in group)
 
 
-def why_no_epilogue(leaf: Leaf, way: Shared) -> str:
+def why_no_epilogue(leaf: Leaf, way: Shared) -> Refusal:
     """Why a stage that reads a contraction does not run on its register tile."""
     c, stage = leaf.stage, way.stage
     if stage.kind != "map":
-        return f"reads {c.name}, on whose register tiles only elementwise stages run"
-    if c.hoist in c.red:
-        return f"{c.name} is complete only after loop {c.hoist.name}"
-    return f"reads {c.name} elsewhere than at the elements of a register tile"
+        return refusals.tile_elementwise(c, stage)
+    if c.hoist is not None and c.hoist in c.red:
+        return refusals.complete_after_loop(c, Loop(c.hoist, []))
+    return refusals.tile_index(c)
 
 
 def reads_at_own_index(stage: Stage, producer: Stage, way: Shared) -> bool:
