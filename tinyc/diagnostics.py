@@ -52,6 +52,10 @@ class VerifyError(TinycError, RuntimeError):
     """An invariant of an intermediate representation is broken: a bug in a pass."""
 
 
+class ParseError(TinycError, ValueError):
+    """Text that is not the IR it should be; it names file and line and what was expected."""
+
+
 class ScheduleError(TinycError, ValueError):
     """A schedule primitive was asked for something illegal; ``reason`` says why."""
 

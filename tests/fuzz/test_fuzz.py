@@ -1,6 +1,6 @@
 """Random graphs: the compiler against the evaluator, fused and not, on any number of threads.
 
-A graph that fails is printed as text that `tinyc.ir.printer.eval_text` reads back.
+A graph that fails is printed as text that `tinyc.ir.parser` reads back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from tinyc.ir.autograd import vjp
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import Op
+from tinyc.ir.parser import parse_text
 from tinyc.ir.plan import Plan
-from tinyc.ir.printer import eval_text, to_text
+from tinyc.ir.printer import to_text
 from tinyc.schedule.memory import kernel_accesses
 
 Case = tuple[Graph, list[Node]]
@@ -103,7 +104,7 @@ def test_interpreted_gradients(case: Case) -> None:
 @given(graphs(25))
 def test_text_reads_back(case: Case) -> None:
     outputs = tuple(case[1])
-    assert eval_text(to_text(outputs)) == outputs
+    assert parse_text(to_text(outputs)) == outputs
 
 
 @settings(max_examples=250)

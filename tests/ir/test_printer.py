@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tinyc.ir import build as b
-from tinyc.ir.dtype import DTYPES, bool_, f32, f64, i64, u8
-from tinyc.ir.node import node
+from tinyc.ir.dtype import DTYPES, bool_, f32, i64, u8
 from tinyc.ir.ops import Op
-from tinyc.ir.printer import brief, eval_text, to_text, type_text
+from tinyc.ir.parser import parse_text
+from tinyc.ir.printer import brief, carry_names, number, to_text, type_text
 
 
 def buffer(uid, shape, dtype=f32):
@@ -47,7 +41,7 @@ def every_op():
 def test_every_op_reads_back_as_the_same_nodes():
     outputs = tuple(every_op())
     text = to_text(outputs)
-    assert eval_text(text) == outputs
+    assert parse_text(text) == outputs
     assert {op.name.lower() for op in Op} - {word.strip("_") for word in names(text)} == {"eq"}
 
 
@@ -57,8 +51,7 @@ def names(text):
 
 def test_the_text_is_one_typed_line_a_node():
     lines = to_text([b.sum_(b.add(X, 1), (1,))]).splitlines()
-    place = lines[0].rsplit(" ", 1)[1]
-    assert place.startswith("test_printer.py:")
+    assert lines[0].split()[-2].startswith("test_printer.py:") and lines[0].endswith(" (in0)")
     assert [line.split("#")[0].rstrip() for line in lines] == [
         'v0 = buffer(200, 0, (3, 4), f32, "cpu")',
         "v1 = const(f32, 1.0)",
@@ -78,50 +71,21 @@ def test_one_line_forms():
     assert brief(b.and_(b.lt(X, X), b.eq(X, X))) == "and_(lt bool[3,4], eq bool[3,4])"
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, math.inf, -math.inf, math.nan, 0.1, 1e-45, 3e38])
-@pytest.mark.parametrize("dtype", [f32, f64])
-def test_float_constants_keep_their_bits(value, dtype):
-    n = b.const(value, dtype)
-    assert eval_text(to_text([n])) == (n,)
-
-
-@given(st.sampled_from(list(DTYPES.values())), st.integers(0, 2**64 - 1))
-def test_constants_of_any_bits(dtype, bits):
-    bits %= 2 if dtype is bool_ else 2**dtype.bits
-    n = node(Op.CONST, (), (dtype, bits))
-    assert eval_text(to_text([n])) == (n,)
-
-
 def test_no_outputs_and_repeated_outputs():
-    assert eval_text(to_text([])) == ()
-    assert eval_text(to_text([X, X])) == (X, X)
+    assert parse_text(to_text([])) == ()
+    assert parse_text(to_text([X, X])) == (X, X)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import os",
-        "v0 = __import__('os')",
-        "v0 = ().__class__",
-        "outputs = (v9,)",
-        "v0 = add(*[1])",
-        "v0 = open('x')",
-        "v0 = (lambda: 1)()",
-        "v0, v1 = (1, 2)",
-    ],
-)
-def test_other_text_is_refused(text):
-    with pytest.raises(ValueError, match="graph text"):
-        eval_text(text)
-
-
-def test_text_without_outputs_is_refused():
-    with pytest.raises(ValueError, match="outputs"):
-        eval_text("v0 = const(f32, 1.0)")
-
-
-def test_a_deep_graph():
-    n = X
-    for _ in range(3000):
-        n = b.exp(n)
-    assert eval_text(to_text([n])) == (n,)
+def test_names_are_carried_to_a_rewritten_graph():
+    before = [b.exp(b.neg(b.neg(X))), b.sqrt(b.add(X, 1.0))]
+    after = [b.exp(X), b.sqrt(b.mul(X, 2.0))]
+    names = carry_names(number(before), before, after)
+    old = to_text(before).splitlines()
+    new = to_text(after, names).splitlines()
+    gone = [line.split("  #")[0].split(" = ")[1].strip() for line in old if line not in new]
+    come = [line.split("  #")[0].strip() for line in new if line not in old]
+    assert gone == ["neg(v0)", "neg(v1)", "exp(v2)", "const(f32, 1.0)", "expand(v4, (3, 4), ())",
+                    "add(v0, v5)", "sqrt(v6)"]  # fmt: skip
+    assert come == ["v3 = exp(v0)", "v8 = const(f32, 2.0)", "v9 = expand(v8, (3, 4), ())",
+                    "v10 = mul(v0, v9)", "v7 = sqrt(v10)"]  # fmt: skip
+    assert parse_text("\n".join(new)) == tuple(after)

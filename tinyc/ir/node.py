@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import RLock, local
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 from tinyc.diagnostics import Origin, ShapeError, caller_origin
@@ -97,7 +97,15 @@ class _Deriving(local):
 deriving = _Deriving()
 
 
-def node(op: Op, src: tuple[Node, ...] = (), attrs: tuple = (), like: Node | None = None) -> Node:
+class HasOrigin(Protocol):
+    """What a new node may be like: it has the user's line."""
+
+    origin: Origin
+
+
+def node(
+    op: Op, src: tuple[Node, ...] = (), attrs: tuple = (), like: HasOrigin | None = None
+) -> Node:
     """The node `op(src, attrs)`: an existing one, or a new one with its type inferred.
 
     `like`, or else `deriving.source`, gives the origin of a node that stands for another or is
