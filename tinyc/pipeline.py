@@ -16,9 +16,11 @@ from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
 from tinyc.diagnostics import debug_line, emit
 from tinyc.ir.build import materialize
+from tinyc.ir.cost import stage_work
 from tinyc.ir.lift import lift
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import Op
+from tinyc.ir.phases import phases
 from tinyc.ir.plan import Nest, Plan
 from tinyc.ir.plan_text import plan_text
 from tinyc.ir.printer import to_text
@@ -30,6 +32,7 @@ from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.fuse import fuse
 from tinyc.schedule.memory import plan_memory
 from tinyc.schedule.stage import build_stages
+from tinyc.schedule.storages import storage_infos
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,30 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
     assert plan is not None
     source = c.program(plan.kernels, plan.slots)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
-    infos = tuple(replace(kernel_info(k, nest), source=text, computes=computed(nest, numbers))
-                  for k, nest, text in zip(plan.kernels, plan.nests, source.kernels))
+    phase = phases(done.graph)
+    infos = tuple(replace(kernel_info(k, nest), source=text, source_members=lines,
+                          computes=computed(nest, numbers), **provenance(nest, numbers, phase))
+                  for k, nest, text, lines in zip(plan.kernels, plan.nests, source.kernels,
+                                                  source.members))
     program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
                       source.scratch_size, infos, tuple(plan.sites),
-                      tuple(r.to_dict() for r in plan.remarks), source.parts)
+                      tuple(r.to_dict() for r in plan.remarks), source.parts,
+                      storage_infos(plan, phase))
     if config.current().dump:
         dumps.write(config.current().dump, outputs[0].origin, done.texts, program)
     return program, done
+
+
+def provenance(nest: Nest, numbers: dict[Node, int], phase: dict[Node, str]) -> dict[str, Any]:
+    """Which nodes and lines are behind each member of a nest, and which phase it belongs to."""
+    stages = nest.stages()
+    nodes = [dict.fromkeys((s.node, *s.members)) for s in stages]
+    heaviest = max(stages, key=stage_work)
+    return {
+        "member_nodes": tuple(tuple(numbers[n] for n in group if n in numbers) for group in nodes),
+        "member_origins": tuple(s.node.origin for s in stages),
+        "phase": phase.get(heaviest.node, heaviest.node.phase),
+    }
 
 
 def computed(nest: Nest, numbers: dict[Node, int]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from tinyc import config
 from tinyc.diagnostics import Origin, format_origin, warn_once
 from tinyc.ir.node import Node, canonical_key, toposort
 from tinyc.ir.ops import Op
-from tinyc.ir.program import KernelInfo, OutputSpec, Program, Site, Target
+from tinyc.ir.program import KernelInfo, OutputSpec, Program, Site, StorageInfo, Target
 from tinyc.runtime.cache import disk_cache, make_key
 from tinyc.version import __version__
 
@@ -107,6 +107,7 @@ def program_from(data: Mapping[str, Any]) -> Program:
     values = frozen(data)
     values["outputs"] = tuple(o and OutputSpec(**o) for o in values["outputs"])
     values["kernels"] = tuple(KernelInfo(**k) for k in values["kernels"])
+    values["storages"] = tuple(StorageInfo(**s) for s in values["storages"])
     values["sites"] = tuple(Site(**s) for s in values["sites"])
     return Program(**values)
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyc.codegen import mathfn
+from tinyc.codegen.owners import Owners
 from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
-from tinyc.ir.loop import LoopKernel, MicroKernel, Storage, Store, statements
+from tinyc.ir.loop import LoopKernel, MicroKernel, Stmt, Storage, Store, statements
 
 RUNTIME = """\
 typedef struct {
@@ -46,8 +47,9 @@ class CRenderer(Renderer):
         body = scope.block(kernel.body, 1)
         finish = scope.block(kernel.finish, 1)
         scratch = [(s, at) for s, (_, at) in scope.scratch.items()]
-        return KernelText(list(scope.params), scratch, "\n".join([*scope.tile_lines(), *body]),
-                          "\n".join(finish), scope.scratch_size)
+        tiles = scope.tile_lines()
+        return KernelText(list(scope.params), scratch, "\n".join([*tiles, *body]),
+                          "\n".join(finish), scope.scratch_size, scope.lengths, len(tiles))
 
 
 @dataclass
@@ -228,6 +230,8 @@ class Source:
     scratch_size: int
     kernels: tuple[str, ...]
     parts: int
+    # for each kernel, for each line of its text, the member that it belongs to, or nothing
+    members: tuple[tuple[str, ...], ...]
 
 
 def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
@@ -251,7 +255,8 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
         h in USES_LIBM for h in renderer.helpers)
     return Source("\n\n".join(p for p in pieces if p) + "\n", libm,
                   max((t.scratch_size for t in texts), default=0),
-                  tuple(functions[n] for n, _ in names), len(groups))
+                  tuple(functions[n] for n, _ in names), len(groups),
+                  tuple(line_members(k, t) for k, t in zip(kernels, texts)))
 
 
 # A program with more text than this is compiled in parts, by processes that run side by side.
@@ -303,12 +308,19 @@ def define(name: str, text: KernelText, functions: dict[str, str],
     return known, bool(text.finish)
 
 
+FUNCTION_HEAD = (
+    "{",
+    "  void **p = ((tc_task *)task)->p;",
+    "  const tinyc_rt *rt = ((tc_task *)task)->rt;",
+    "  char *scratch = rt->scratch + worker * rt->scratch_stride;",
+    "  long *status = rt->status;",
+    "  (void)p, (void)scratch, (void)status, (void)chunk;",
+)
+
+
 def function_text(text: KernelText, body: str) -> str:
     """The braces of a kernel function: its pointers, then its statements."""
-    lines = ["{", "  void **p = ((tc_task *)task)->p;",
-             "  const tinyc_rt *rt = ((tc_task *)task)->rt;",
-             "  char *scratch = rt->scratch + worker * rt->scratch_stride;",
-             "  long *status = rt->status;", "  (void)p, (void)scratch, (void)status, (void)chunk;"]
+    lines = list(FUNCTION_HEAD)
     for i, s in enumerate(text.storages):
         t = TYPES[s.dtype.name]
         lines.append(f"  {t} *restrict a{i} = ({t} *)p[{i}];")
@@ -316,6 +328,18 @@ def function_text(text: KernelText, body: str) -> str:
         t = TYPES[s.dtype.name]
         lines.append(f"  {t} *restrict s{i} = ({t} *)(scratch + {at});")
     return "\n".join([*lines, body, "}"])
+
+
+def line_members(kernel: LoopKernel, text: KernelText) -> tuple[str, ...]:
+    """The member that each line of a kernel's text belongs to, empty for what is nobody's."""
+    owners = Owners(kernel, text.lengths)
+    pointers = len(FUNCTION_HEAD) + len(text.storages) + len(text.scratch)
+
+    def function(body: tuple[Stmt, ...], declared: int) -> list[str]:
+        return [*[""] * (pointers + declared), *(owners.lines(body) or [""]), ""]
+
+    finish = function(kernel.finish, 0) if text.finish else []
+    return (*function(kernel.body, text.declared), *finish)
 
 
 def overwrites(kernel: LoopKernel) -> bool:

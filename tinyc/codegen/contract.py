@@ -108,7 +108,7 @@ def tiles(place: Place, c: Contraction, around: frozenset[Var], target: Target) 
     first = (Affine.of(block) * group + Affine.of(inside)) * shape.rows
     at = Affine.of(inside) * (shape.rows * shape.width)
     kernel: Stmt = MicroKernel(tile, at, shape.rows, shape.width, shape.lanes, row, first, depth,
-                               replace(c.a, index=a_index), b, b_stride)
+                               replace(c.a, index=a_index), b, b_stride, c.note)
     if group > 1:
         limit = -(-m // shape.rows) - Affine.of(block) * group
         kernel = For(inside, (kernel,), "serial", limit)

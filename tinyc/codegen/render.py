@@ -5,6 +5,7 @@ Names are given in order of first use, so kernels that do the same have the same
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,18 @@ LONGEST_TEXT = 160
 
 @dataclass
 class KernelText:
-    """What rendering a kernel gives: its parameters in order, its text, what it used."""
+    """What rendering a kernel gives: its parameters in order, its text, what it used.
+
+    `lengths` are the lines of each statement's text; the body has `declared` lines before them.
+    """
 
     storages: list[Storage]
     scratch: list[tuple[Storage, int]]
     body: str
     finish: str
     scratch_size: int
+    lengths: Mapping[Stmt, int]
+    declared: int
 
 
 @dataclass
@@ -77,6 +83,8 @@ class Scope:
     variables: dict[Var, str] = field(default_factory=dict)
     scratch_size: int = 0
     temporaries: int = 0
+    # How many lines the text of each statement has, what is below it included.
+    lengths: dict[Stmt, int] = field(default_factory=dict)
 
     # -- names -----------------------------------------------------------------------------------
 
@@ -98,7 +106,12 @@ class Scope:
     # -- statements ------------------------------------------------------------------------------
 
     def block(self, body: tuple[Stmt, ...], depth: int) -> list[str]:
-        return [line for stmt in body for line in self.statement(stmt, depth)]
+        lines: list[str] = []
+        for stmt in body:
+            text = self.statement(stmt, depth)
+            self.lengths[stmt] = len(text)
+            lines += text
+        return lines
 
     def statement(self, stmt: Stmt, depth: int) -> list[str]:
         pad = "  " * depth

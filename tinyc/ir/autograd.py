@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
-from tinyc.ir.node import Node, deriving, toposort
+from tinyc.ir.node import BACKWARD, Node, deriving, marking, toposort
 from tinyc.ir.ops import Op, fail
 
 
@@ -38,10 +38,11 @@ def vjp(
     found: dict[Node, Node] = {}
     for out, cotangent in zip(outputs, cotangents):
         _accumulate(found, out, cotangent)
-    try:
-        _walk_back(order, active, found, set(wrt))
-    finally:
-        deriving.source = None
+    with marking(BACKWARD):
+        try:
+            _walk_back(order, active, found, set(wrt))
+        finally:
+            deriving.source = None
     return tuple(found.get(n) if n in active else None for n in wrt)
 
 

@@ -284,6 +284,7 @@ class MicroKernel:
     a: Load
     b: Load
     b_stride: int
+    note: str = ""
 
 
 Stmt = Store | Alloc | For | If | Contraction | MicroKernel

@@ -6,7 +6,8 @@ keyed by nodes. Nothing here recurses: graphs are tens of thousands of nodes dee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock, local
 from typing import Any, Protocol
@@ -16,15 +17,19 @@ from tinyc.diagnostics import Origin, ShapeError, caller_origin
 from tinyc.ir.dtype import DType, Scalar, decode
 from tinyc.ir.ops import OPS, Op, Shape, describe_type, fail
 
+# What of a training step a node belongs to, in the order of the steps.
+FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+
 
 class Node:
     """One tensor expression. Made by `node()` only; immutable; equal nodes are identical.
 
     `device` is None for leaves that any device can make (CONST, IOTA, VAR) and what is computed
-    from them alone. `origin` is the (file, line) of the user's code that built it first.
+    from them alone. `origin` is the (file, line) of the user's code that built it first, `phase`
+    says whether that was autograd, an optimizer's step, or neither.
     """
 
-    __slots__ = ("__weakref__", "attrs", "device", "dtype", "op", "origin", "shape", "src")
+    __slots__ = ("__weakref__", "attrs", "device", "dtype", "op", "origin", "phase", "shape", "src")
 
     op: Op
     src: tuple[Node, ...]
@@ -33,6 +38,7 @@ class Node:
     dtype: DType
     device: str | None
     origin: Origin
+    phase: str
 
     @property
     def ndim(self) -> int:
@@ -89,18 +95,30 @@ def _forget(entry: _Entry) -> None:
 
 
 class _Deriving(local):
-    """What new nodes are made from: set by passes and autograd around what they build."""
+    """What new nodes are made from, and for: set around what passes, autograd and steps build."""
 
     source: Node | None = None
+    phase: str | None = None
 
 
 deriving = _Deriving()
 
 
+@contextmanager
+def marking(name: str) -> Iterator[None]:
+    """Mark the nodes that are built in this thread during the block as BACKWARD or OPTIMIZER."""
+    before, deriving.phase = deriving.phase, name
+    try:
+        yield
+    finally:
+        deriving.phase = before
+
+
 class HasOrigin(Protocol):
-    """What a new node may be like: it has the user's line."""
+    """What a new node may be like: it has the user's line and a phase."""
 
     origin: Origin
+    phase: str
 
 
 def node(
@@ -109,7 +127,7 @@ def node(
     """The node `op(src, attrs)`: an existing one, or a new one with its type inferred.
 
     `like`, or else `deriving.source`, gives the origin of a node that stands for another or is
-    derived from it; without either it is the user's line.
+    derived from it, and its phase; without either it is the user's line.
     Raises what the op's type rule raises, and ShapeError for sources on different devices.
     """
     key = (op, src, attrs)
@@ -122,8 +140,12 @@ def node(
     new.op, new.src, new.attrs = key
     new.shape, new.dtype = OPS[op].infer(src, attrs)
     new.device = _device(op, src, attrs)
-    like = like or deriving.source
-    new.origin = caller_origin() if like is None else like.origin
+    if like is not None:
+        new.origin, new.phase = like.origin, like.phase
+    else:
+        source, marked = deriving.source, deriving.phase
+        new.origin = caller_origin() if source is None else source.origin
+        new.phase = marked or (FORWARD if source is None else source.phase)
     return _intern(key, new)
 
 
@@ -140,8 +162,14 @@ def _device(op: Op, src: tuple[Node, ...], attrs: tuple) -> str | None:
     for s in src:
         if s.device is not device and s.device != device and s.device is not None:
             if device is not None:
-                fail(ShapeError, op.value, f"devices differ, {device} and {s.device}", src,
-                     "operands are on one device", "move one with .to(device)")
+                fail(
+                    ShapeError,
+                    op.value,
+                    f"devices differ, {device} and {s.device}",
+                    src,
+                    "operands are on one device",
+                    "move one with .to(device)",
+                )
             device = s.device
     return device
 

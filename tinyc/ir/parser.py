@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from tinyc.diagnostics import UNKNOWN, Origin, ParseError, TinycError
 from tinyc.ir.dtype import DTYPES, DType, encode
-from tinyc.ir.node import Node, node
+from tinyc.ir.node import FORWARD, Node, node
 from tinyc.ir.ops import OPS, Op
 from tinyc.ir.printer import NAMES
 
@@ -63,9 +63,10 @@ _PLACE = re.compile(r"# *\w+\[[\d,]*\] (.+):(\d+)(?: \(\w+\))?\s*$")
 
 @dataclass
 class _Place:
-    """Stands for the node that a line's node is like: it has the user's line."""
+    """Stands for the node that a line's node is like: it has the user's line and a phase."""
 
     origin: Origin
+    phase: str = FORWARD
 
 
 def parse_text(text: str, name: str = "graph text") -> tuple[Node, ...]:

@@ -193,3 +193,5 @@ class Plan:
     sites: list[Site] = field(default_factory=list)
     output_specs: tuple[OutputSpec | None, ...] = ()
     arena_size: int = 0
+    # The storage whose place another one has taken over in the arena.
+    taken: dict[Storage, Storage] = field(default_factory=dict)

@@ -48,7 +48,10 @@ class Site:
 class KernelInfo:
     """What reports show of a kernel: its members, the lines they come from, what it executes.
 
-    `computes` are the numbers, in the simplified graph, of the nodes whose work it does.
+    `computes` are the numbers, in the simplified graph, of the nodes whose work it does, and
+    `member_nodes` those of each member, `member_origins` the member's own line. `source_members`
+    names the member behind each line of the source, where one is. `phase` is that of the member
+    with most work: forward, backward or optimizer.
     """
 
     name: str
@@ -63,6 +66,36 @@ class KernelInfo:
     loops: str
     computes: tuple[int, ...] = ()
     source: str = ""
+    member_nodes: tuple[tuple[int, ...], ...] = ()
+    member_origins: tuple[Origin | None, ...] = ()
+    source_members: tuple[str, ...] = ()
+    phase: str = "forward"
+
+    def member_names(self) -> tuple[str, ...]:
+        """The names of the members, without their types."""
+        return tuple(text.partition(" ")[0] for text in self.members)
+
+
+@dataclass(frozen=True)
+class StorageInfo:
+    """What is known of a piece of a program's memory: an argument, or a stretch of the arena.
+
+    `offset` is where it lies in the arena, None for arguments; `first` and `last` are the kernels
+    between which it is needed, -1 where none touches it. `category` says what it holds: an
+    activation, a gradient, an optimizer's temporary, the partial sums of chunks, an input or an
+    output. `what` names the members that write it, or describes the argument; `origin` is the line
+    of the first.
+    """
+
+    name: str
+    nbytes: int
+    type: str
+    offset: int | None
+    first: int
+    last: int
+    category: str
+    what: str
+    origin: Origin | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +124,7 @@ class Program:
     sites: tuple[Site, ...]
     remarks: tuple[dict, ...] = ()
     parts: int = 1
+    storages: tuple[StorageInfo, ...] = ()
 
     @property
     def n_buffers(self) -> int:
@@ -105,6 +139,15 @@ class Program:
     def bytes_moved(self) -> int:
         """Bytes that kernels read and write outside their own scratch."""
         return sum(k.bytes_moved for k in self.kernels)
+
+    def live_bytes(self) -> list[int]:
+        """Bytes of the arena that are in use during each kernel."""
+        live = [0] * len(self.kernels)
+        for storage in self.storages:
+            if storage.offset is not None:
+                for kernel in range(storage.first, storage.last + 1):
+                    live[kernel] += storage.nbytes
+        return live
 
     def kernel_graph(self) -> networkx.DiGraph:
         """Kernels as nodes, an edge where one reads what another writes."""

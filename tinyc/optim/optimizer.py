@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import Remark, caller_origin, emit
+from tinyc.ir.node import BACKWARD, OPTIMIZER, marking
 from tinyc.optim.arena import Run, Segment, arrange, runs
 from tinyc.tensor import Tensor, no_grad
 
@@ -168,7 +169,7 @@ class Optimizer:
                 f"{type(self).__name__}.step: no parameter has a gradient; call loss.backward() "
                 "after zero_grad() and before step()"
             )
-        with no_grad():
+        with no_grad(), marking(OPTIMIZER):
             changed = [tensor for group in self.param_groups for tensor in self._step(group)]
         Tensor.commit(changed)
 
@@ -200,7 +201,8 @@ class Optimizer:
             done = done - group.missed[run.pieces[0].index]
         dtype = run.segment.base.dtype
         scalars = [scalar.to(dtype) for scalar in self.scalars(group, group.rate, done)]
-        grad = run.gradient()
+        with marking(BACKWARD):
+            grad = run.gradient()
         if group["maximize"]:
             grad = -grad
         run.write_params(self.update(group, scalars, run, run.read_params(), grad))

@@ -53,13 +53,13 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
     return reads, writes
 
 
-def lifetimes(plan: Plan) -> dict[Storage, Life]:
-    """The kernels during which each arena storage is needed."""
+def lifetimes(plan: Plan, roles: tuple[str, ...] = ("arena",)) -> dict[Storage, Life]:
+    """The kernels during which each storage of the arena, or of other roles, is needed."""
     lives: dict[Storage, Life] = {}
     for i, kernel in enumerate(plan.kernels):
         reads, writes = kernel_accesses(kernel)
         for storage in (*reads, *writes):
-            if storage.role == "arena":
+            if storage.role in roles:
                 lives.setdefault(storage, Life(storage, i, i)).last = i
     return lives
 
@@ -108,6 +108,7 @@ def aligned(kernel: LoopKernel, old: Storage, new: Storage) -> bool:
 
 def merge(plan: Plan, taken: dict[Storage, Storage]) -> None:
     """Replace storages by those whose place they take, everywhere."""
+    plan.taken = taken
     if taken:
         for kernel in plan.kernels:
             kernel.body = replace_storage(kernel.body, taken)
