@@ -81,18 +81,44 @@ def resnet20(p: dict, x: Any) -> Any:
     return F.linear(x.mean((2, 3)), p["fw"], p["fb"])
 
 
+def gpt(p: dict, tokens: Any, layers: int, heads: int) -> Any:
+    """Return the logits of the character transformer."""
+    b, t = tokens.shape
+    c = p["wte"].shape[1]
+    x = F.embedding(tokens, p["wte"]) + p["wpe"][:t]
+    for i in range(layers):
+        q = f"h{i}."
+        a = F.linear(F.layer_norm(x, (c,), p[q + "ln1"], None, 1e-5), p[q + "qkv"])
+        qkv = [s.view(b, t, heads, c // heads).transpose(1, 2) for s in a.split(c, 2)]
+        y = F.scaled_dot_product_attention(*qkv, is_causal=True)
+        x = x + F.linear(y.transpose(1, 2).reshape(b, t, c), p[q + "proj"])
+        x = x + feed_forward(p, q, x)
+    return F.linear(F.layer_norm(x, (c,), p["lnf"], None, 1e-5), p["wte"])
+
+
+def feed_forward(p: dict, q: str, x: Any) -> Any:
+    """Return the second half of a transformer block."""
+    h = F.layer_norm(x, x.shape[-1:], p[q + "ln2"], None, 1e-5)
+    return F.linear(F.gelu(F.linear(h, p[q + "fc"]), approximate="tanh"), p[q + "fc2"])
+
+
 def optimizer(o: dict, params: list) -> Any:
     """Return the optimizer that a workload names."""
     if o["name"] == "sgd":
         return tinyc.optim.SGD(params, lr=o["lr"], momentum=o["momentum"])
-    return tinyc.optim.Adam(params, lr=o["lr"], betas=(o["b1"], o["b2"]), eps=o["eps"])
+    common = {"lr": o["lr"], "betas": (o["b1"], o["b2"]), "eps": o["eps"]}
+    if o["name"] == "adam":
+        return tinyc.optim.Adam(params, **common)
+    groups = [
+        {"params": [t for t in params if t.ndim >= 2], "weight_decay": o["wd"]},
+        {"params": [t for t in params if t.ndim < 2], "weight_decay": 0.0},
+    ]
+    return tinyc.optim.AdamW(groups, **common)
 
 
-def train(w: dict) -> Case | None:
+def train(w: dict) -> Case:
     """Return the case of a model's training step in one jit."""
     name = w["name"]
-    if name.startswith("gpt"):
-        return None
     arrays, x, y = weights.load(name)
     p = {k: tensor(v) for k, v in arrays.items()}
     params = [p[k].requires_grad_() for k in p if not k.endswith((".rm", ".rv"))]
@@ -100,15 +126,78 @@ def train(w: dict) -> Case | None:
     model = {"mlp": mlp, "resnet20": resnet20}.get(name, lenet)
     update = optimizer(w["opt"], params)
 
+    def loss_of(a: Any, b: Any) -> Any:
+        if name.startswith("gpt"):
+            logits = gpt(p, a, w["L"], w["H"])
+            return F.cross_entropy(logits.view(-1, logits.shape[-1]), b.reshape(-1))
+        return F.cross_entropy(model(p, a), b)
+
     @tinyc.jit
     def step(a: Any, b: Any) -> Any:
-        loss = F.cross_entropy(model(p, a), b)
+        loss = loss_of(a, b)
         update.zero_grad()
         loss.backward()
         update.step()
         return loss
 
     return training_case(lambda i: step(xs[i % 4], ys[i % 4]), lambda loss: loss.item())
+
+
+class Decoder:
+    """Greedy decoding with a cache of keys and values; token and place are state as well."""
+
+    def __init__(self, w: dict) -> None:
+        self.p = {k: tensor(v) for k, v in weights.load_for(w)[0].items()}
+        self.w, self.head = w, w["C"] // w["H"]
+        shape = (1, w["H"], w["T"], self.head)
+        self.caches = [
+            [tensor(np.zeros(shape, np.float32)) for _ in range(2)] for _ in range(w["L"])
+        ]
+        self.token, self.place = tensor(np.zeros((1, 1), np.int64)), tensor(np.zeros(1, np.int64))
+        self.places = tensor(np.arange(w["T"]))
+
+    def attend(self, i: int, q: Any, new: list) -> Any:
+        """Store the new key and value of layer i, and attend to what is filled."""
+        here = (self.places == self.place).reshape(1, 1, -1, 1)
+        for cache, entry in zip(self.caches[i], new):
+            cache.assign(tinyc.where(here, entry, cache))
+        filled = self.places <= self.place
+        return F.scaled_dot_product_attention(q, *self.caches[i], attn_mask=filled)
+
+    def step(self) -> Any:
+        """Append one token and return it."""
+        p, c = self.p, self.w["C"]
+        x = F.embedding(self.token, p["wte"]) + F.embedding(self.place, p["wpe"])
+        for i in range(self.w["L"]):
+            q = f"h{i}."
+            a = F.linear(F.layer_norm(x, (c,), p[q + "ln1"], None, 1e-5), p[q + "qkv"])
+            query, *new = a.view(1, 1, 3, self.w["H"], self.head).permute(2, 0, 3, 1, 4).unbind()
+            y = self.attend(i, query, new)
+            x = x + F.linear(y.transpose(1, 2).reshape(1, 1, c), p[q + "proj"])
+            x = x + feed_forward(p, q, x)
+        logits = F.linear(F.layer_norm(x, (c,), p["lnf"], None, 1e-5), p["wte"])
+        following = logits[0, 0].argmax()
+        self.token.assign(following.reshape(1, 1))
+        self.place.assign(self.place + 1)
+        return following
+
+
+def decode(w: dict) -> Case:
+    """Return the case of generating tokens: one native call for each."""
+    decoder = Decoder(w)
+    step = tinyc.jit(decoder.step)
+
+    def generate() -> list[int]:
+        decoder.token.load([[0]])
+        decoder.place.load([0])
+        return [step().item() for _ in range(w["n_new"])]
+
+    return Case(lambda n: [generate() for _ in range(n)], generate)
+
+
+def attention(q: Any, k: Any, v: Any) -> Any:
+    """Return causal attention."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def function_of(w: dict) -> Callable | None:
@@ -128,6 +217,8 @@ def function_of(w: dict) -> Callable | None:
         return lambda x: x.T.contiguous()
     if w["kind"] == "mm":
         return lambda a, b: a @ b
+    if w["kind"] == "attn":
+        return attention
     if w["kind"] == "conv":
         return lambda x, k, b: F.conv2d(x, k, b, padding=w["k"] // 2, groups=w["g"])
     return None
@@ -177,8 +268,8 @@ def make(w: dict, mode: str) -> Case | None:
     """Return the case of a workload, None for those whose operations tinyc does not have yet."""
     if w["kind"] == "train":
         return train(w)
-    if w["kind"] in ("decode", "attn"):
-        return None
+    if w["kind"] == "decode":
+        return decode(w)
     args = [tensor(v) for v in workloads.inputs(w)]
     if w["kind"] == "tiny":
         return tiny(w, args)

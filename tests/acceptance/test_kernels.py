@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_steps import benchmarks, programs, training_case, training_graph
+from training_steps import benchmarks, case_of, programs, training_graph
 
 import tinyc.nn.functional as F
 from tinyc import Tensor, compiler, config, explain, jit, optim, vjp
@@ -146,7 +146,9 @@ def test_adam_is_one_kernel_for_each_group(jitted):
 
 
 # workload -> the most kernels that its step may take
-STEPS = {"mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 100}
+STEPS = {
+    "mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 100, "gpt_small": 110, "gpt_big": 160,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -161,7 +163,7 @@ def test_a_step_executes_the_unfused_arithmetic_and_moves_less(name, tmp_path, m
 
 def test_a_step_is_one_program(tmp_path):
     with benchmarks(tmp_path):
-        case = training_case("mlp", "tinyc", "jit")
+        case = case_of("mlp", "tinyc", "jit")
         for i in range(3):
             with compiler.observe() as runs:
                 case.step(i)
@@ -173,18 +175,37 @@ def test_an_unfused_step_has_the_losses_of_the_fused_one(name, tmp_path):
     with benchmarks(tmp_path):
         losses = {}
         for mode in ("jit", "unfused"):
-            case = training_case(name, "tinyc", mode)
+            case = case_of(name, "tinyc", mode)
             losses[mode] = [case.step(i) for i in range(4)]
     np.testing.assert_allclose(losses["jit"], losses["unfused"], rtol=1e-4)
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", ["mlp", "lenet64", pytest.param("resnet20", marks=SLOW)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mlp", "lenet64", "gpt_small"),
+        *(pytest.param(name, marks=SLOW) for name in ("resnet20", "gpt_big")),
+    ],
+)
 def test_ten_losses_are_pytorch_s(name, tmp_path):
     pytest.importorskip("torch")
     with benchmarks(tmp_path):
-        theirs = training_case(name, "torch", "eager")
-        ours = training_case(name, "tinyc", "jit")
+        theirs = case_of(name, "torch", "eager")
+        ours = case_of(name, "tinyc", "jit")
         expected = [theirs.step(i) for i in range(10)]
         found = [ours.step(i) for i in range(10)]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+def test_decoded_tokens_are_pytorch_s_and_take_one_compilation(tmp_path):
+    pytest.importorskip("torch")
+    with benchmarks(tmp_path):
+        expected = case_of("gpt_decode", "torch", "eager").check()
+        case = case_of("gpt_decode", "tinyc", "jit")
+        before = compiler.compilations
+        found = case.check()
+    assert found == expected and len(found) == 255
+    assert compiler.compilations == before + 1

@@ -37,17 +37,15 @@ def benchmarks(folder: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def training_case(name: str, framework: str, mode: str) -> Any:
-    """The case of a model's training step; the benchmarks must be importable."""
+def case_of(name: str, framework: str, mode: str) -> Any:
+    """The case of a workload; the benchmarks must be importable."""
     import importlib
 
     import workloads
 
     adapter = importlib.import_module(f"adapters.{framework}_")
     adapter.init(mode, 2)
-    if framework == "tinyc":
-        return adapter.make(workloads.WORKLOADS[name], mode)
-    return adapter.train(workloads.WORKLOADS[name], mode)
+    return adapter.make(workloads.WORKLOADS[name], mode)
 
 
 class _Captured(Exception):
@@ -63,7 +61,7 @@ def training_graph(name: str, monkeypatch: Any) -> tuple[Node, ...]:
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "compile_graph", stop)
         try:
-            training_case(name, "tinyc", "jit").step(0)
+            case_of(name, "tinyc", "jit").step(0)
         except _Captured as captured:
             return captured.args[0]
     raise AssertionError(f"{name} was not captured")
