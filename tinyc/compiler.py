@@ -234,11 +234,14 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: st
 
 
 def host_target() -> Target:
-    """The CPU that runs: its vector width decides the register tile."""
+    """The CPU that runs: its vector registers decide the register tile.
+
+    AVX-512 has twice as many of them as its predecessors, so twice as many rows."""
     from tinyc.ir.program import CPU
     from tinyc.runtime.toolchain import float_lanes
 
-    return replace(CPU, lanes=float_lanes())
+    lanes = float_lanes()
+    return replace(CPU, lanes=lanes, tile_rows=CPU.tile_rows * (2 if lanes == 16 else 1))
 
 
 def report(verb: str, outputs: tuple[Node, ...], program: Program, passes: float,

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from tinyc.codegen import mathfn
 from tinyc.codegen.owners import Owners
 from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
-from tinyc.ir.loop import LoopKernel, MicroKernel, Stmt, Storage, Store, statements
+from tinyc.codegen.tile import MACROS, pack_function, tile_function
+from tinyc.ir.cost import elements
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import LoopKernel, MicroKernel, MicroPack, Stmt, Storage, Store, statements
 
 RUNTIME = """\
 typedef struct {
@@ -68,18 +71,7 @@ class CScope(Scope):
         levels = merged_levels(stmt)
         zero = dict.fromkeys(stmt.depth, 0)
         base = stmt.a.index.substitute(zero)
-        row = self.var(stmt.row)
-        last = stmt.row.extent - 1
-        self.temporaries += 1
-        offsets = f"o{self.temporaries}"
-        self.owner.helpers["min"] = None
-        lines = [
-            f"{pad}long {offsets}[{stmt.height}];",
-            f"{pad}for (long r = 0; r < {stmt.height}; r++) {{",
-            f"{pad}  const long {row} = tc_min({self.index(stmt.first)} + r, {last});",
-            f"{pad}  {offsets}[r] = {self.index(base)};",
-            f"{pad}}}",
-        ]
+        offsets, lines = self.offsets(stmt.height, stmt.row, stmt.first, base, pad)
         outer, inner = levels[:-3], levels[-3:]
         inner = [(1, 0)] * (3 - len(inner)) + inner
         sizes = ", ".join(str(n) for n, _ in inner)
@@ -91,6 +83,30 @@ class CScope(Scope):
         if not outer:
             return [*lines, pad + call.format(at="", bt="", more="0")]
         return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]
+
+    def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
+        """Offsets of the columns, then a call of the shared transposing copy."""
+        dtype = stmt.storage.dtype.name
+        self.owner.packs[(dtype, stmt.lanes, stmt.width)] = None
+        base = stmt.b.index.substitute(dict.fromkeys(stmt.depth, 0))
+        offsets, lines = self.offsets(stmt.width, stmt.column, stmt.first, base, pad)
+        return [*lines, f"{pad}tc_pack_{dtype}_{stmt.width}_{stmt.lanes}({elements(stmt.depth)}, "
+                f"{self.storage(stmt.b.storage)}, {offsets}, "
+                f"{self.storage(stmt.storage)} + {self.index(stmt.at)});"]
+
+    def offsets(self, count: int, var: Var, first: Affine, base: Affine,
+                pad: str) -> tuple[str, list[str]]:
+        """(name of an array of `base` at `count` values of `var`, lines that fill it)."""
+        self.temporaries += 1
+        name, v = f"o{self.temporaries}", self.var(var)
+        self.owner.helpers["min"] = None
+        return name, [
+            f"{pad}long {name}[{count}];",
+            f"{pad}for (long r = 0; r < {count}; r++) {{",
+            f"{pad}  const long {v} = tc_min({self.index(first)} + r, {var.extent - 1});",
+            f"{pad}  {name}[r] = {self.index(base)};",
+            f"{pad}}}",
+        ]
 
     def outer_levels(self, call: str, outer: list[tuple[int, int]], inner: list[tuple[int, int]],
                      b_stride: int, pad: str) -> list[str]:
@@ -119,50 +135,6 @@ def merged_levels(stmt: MicroKernel) -> list[tuple[int, int]]:
         else:
             levels.append((v.extent, step))
     return levels or [(1, 0)]
-
-
-def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
-    """The register tile: height x (width / lanes) vector accumulators kept in registers."""
-    t, vectors = TYPES[dtype], width // lanes
-    size = lanes * (8 if dtype == "f64" else 4)
-    v = f"tc_v{lanes}{dtype}"
-    rows, cols = range(height), range(vectors)
-    lines = [
-        f"typedef {t} {v} __attribute__((vector_size({size})));",
-        f"typedef {t} {v}u __attribute__((vector_size({size}), aligned({size // lanes}), "
-        "may_alias));",
-        f"static __attribute__((noinline)) void tc_tile_{dtype}_{height}x{width}_{lanes}(",
-        "    long n2, long n1, long n0, long s2, long s1, long s0,",
-        f"    const {t} *a, const long *row, const {t} *b, long step, {t} *restrict tile, "
-        "long more) {",
-        "  " + v + " " + ", ".join(f"c{i}_{j} = {{0}}" for i in rows for j in cols) + ";",
-        "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
-        "  for (long k2 = 0; k2 < n2; k2++)",
-        "    for (long k1 = 0; k1 < n1; k1++) {",
-        "      long o = k2 * s2 + k1 * s1;",
-        "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
-        "        " + " ".join(f"{v} b{j} = *(const {v}u *)(b + {j * lanes}); TC_PIN(b{j});"
-                              for j in cols),
-    ]
-    for i in rows:
-        lines.append(f"        {{ const {t} x = a{i}[o]; "
-                     + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
-    lines += ["      }", "    }", "  if (more) {"]
-    lines += [f"    c{i}_{j} += *({v}u *)(tile + {i * width + j * lanes});"
-              for i in rows for j in cols]
-    lines.append("  }")
-    lines += [f"  *({v}u *)(tile + {i * width + j * lanes}) = c{i}_{j};"
-              for i in rows for j in cols]
-    return "\n".join([*lines, "}"])
-
-
-PIN = """\
-#if defined(__x86_64__)
-#define TC_PIN(x) __asm__("" : "+x"(x))
-#else
-#define TC_PIN(x)
-#endif
-"""
 
 
 def helper(name: str) -> str:
@@ -248,8 +220,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
         bodies = divided(groups, functions, step)
     else:
         bodies = [*functions.values(), step]
-    pieces = [RUNTIME, PIN if renderer.tiles else "", mathfn.prelude(used),
+    pieces = [RUNTIME, MACROS if renderer.tiles else "", mathfn.prelude(used),
              *(helper(h) for h in renderer.helpers), *(tile_function(*k) for k in renderer.tiles),
+             *(pack_function(*k) for k in renderer.packs),
              *bodies]
     libm = any(mathfn.MATH[f].libm for f in used) or any(
         h in USES_LIBM for h in renderer.helpers)

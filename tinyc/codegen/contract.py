@@ -14,6 +14,7 @@ from tinyc.ir.loop import (
     For,
     Load,
     MicroKernel,
+    MicroPack,
     Stmt,
     Storage,
     Store,
@@ -31,6 +32,12 @@ ONE_VECTOR_ROWS = 8
 ONE_VECTOR_SHARE = 0.75
 HALF_VECTOR_SHARE = 0.4
 BLOCK_ELEMENTS = 4096
+# A column operand in place is read in strides: beyond these many bytes, and for more than a few
+# tiles of rows, the copy that packs it is cheaper than what the strides cost in caches.
+IN_PLACE_STRIDE = 2048
+IN_PLACE_TILES = 4
+# What packing a panel costs, in register tiles of the same depth.
+PACK_TILES = 0.6
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,18 @@ class Tile:
     width: int
 
 
-def choose_tile(columns: int, itemsize: int, target: Target) -> Tile:
-    """The tile that wastes least of its lanes; two vectors hide more latency than one."""
+def choose_tile(rows: int, columns: int, itemsize: int, target: Target) -> Tile:
+    """The tile that wastes least of its lanes; two vectors hide more latency than one.
+
+    It is as high as the registers allow, less what would be computed beyond the last row.
+    """
     lanes = target.lanes * 4 // itemsize
     options = [(Tile(target.tile_rows, lanes, 2 * lanes), 1.0),
                (Tile(ONE_VECTOR_ROWS, lanes, lanes), ONE_VECTOR_SHARE)]
     if lanes >= 8:
         options.append((Tile(ONE_VECTOR_ROWS, lanes // 2, lanes // 2), HALF_VECTOR_SHARE))
-    return min(options, key=lambda o: -(-columns // o[0].width) * o[0].width / o[1])[0]
+    best = min(options, key=lambda o: -(-columns // o[0].width) * o[0].width / o[1])[0]
+    return replace(best, rows=-(-rows // max(1, -(-rows // best.rows))))
 
 
 def grid_chunks(stage: Stage, target: Target) -> int:
@@ -95,35 +106,73 @@ def tiles(place: Place, c: Contraction, around: frozenset[Var], target: Target) 
     place.made += 1
     suffix = f"{place.kernel.split('_')[0]}_{place.made}"
     n, m = elements(c.cols), elements(c.rows)
-    shape = choose_tile(n, c.tile.dtype.itemsize, target)
-    panel = Var(f"jt_{suffix}", -(-n // shape.width))
+    shape = choose_tile(m, n, c.tile.dtype.itemsize, target)
     group = tiles_in_block(c, shape, m)
-    block = Var(f"ib_{suffix}", -(-m // (shape.rows * group)))
+    grid = divide(place, around, -(-n // shape.width), -(-m // (shape.rows * group)), suffix)
+    panel, block = grid.panel, grid.block
     inside = Var(f"it_{suffix}", group)
     depth = depth_order(c)
-    b, b_stride, pack = column_panel(place, c, shape, panel, depth, around, suffix)
+    b, b_stride, pack = column_panel(place, c, shape, grid, depth, around, suffix)
     tile = Storage(f"tile_{suffix}", group * shape.rows * shape.width, c.tile.dtype, "tile")
     row = Var(f"row_{suffix}", m)
     a_index = c.a.index.substitute(dict(zip(c.rows, unravel_over(row, c.rows))))
-    first = (Affine.of(block) * group + Affine.of(inside)) * shape.rows
+    first = (block * group + Affine.of(inside)) * shape.rows
     at = Affine.of(inside) * (shape.rows * shape.width)
     kernel: Stmt = MicroKernel(tile, at, shape.rows, shape.width, shape.lanes, row, first, depth,
                                replace(c.a, index=a_index), b, b_stride, c.note)
     if group > 1:
-        limit = -(-m // shape.rows) - Affine.of(block) * group
+        limit = -(-m // shape.rows) - block * group
         kernel = For(inside, (kernel,), "serial", limit)
-    kinds = loop_kinds(place, around, panel, block)
-    rows_loop = For(block, (kernel, *epilogue(c, tile, shape, panel, block, group)), kinds[1])
-    return For(panel, (*pack, rows_loop), kinds[0])
+    return grid.loops(pack, (kernel, *epilogue(c, tile, shape, panel, block, group)))
 
 
-def loop_kinds(place: Place, around: frozenset[Var], panel: Var, block: Var) -> tuple[str, str]:
-    """Which of (panels, blocks of rows) the chunks divide, if they divide this contraction."""
-    if around or place.chunks == 1:
-        return "serial", "serial"
-    if panel.extent >= min(place.chunks, block.extent):
-        return "chunk", "serial"
-    return "serial", "chunk"
+@dataclass
+class Grid:
+    """Loops over panels of columns and blocks of rows, and how chunks divide them.
+
+    Without `cell` they are two loops, `inner[1]` inside `inner[0]`, one of which may be of kind
+    "chunk". With it the chunks divide the cells, each a range of panels and a range of blocks.
+    """
+
+    panel: Affine
+    block: Affine
+    inner: tuple[For, For]
+    cell: Var | None = None
+
+    def loops(self, pack: tuple[Stmt, ...], body: tuple[Stmt, ...]) -> Stmt:
+        """The loops, with what is done for each panel and for each block of it."""
+        panels, blocks = self.inner
+        nest = replace(panels, body=(*pack, replace(blocks, body=body)))
+        return nest if self.cell is None else For(self.cell, (nest,), "chunk")
+
+
+def divide(place: Place, around: frozenset[Var], panels: int, blocks: int, suffix: str) -> Grid:
+    """Choose which of panels and blocks of rows the chunks divide, if they divide a contraction."""
+    down = across = 1
+    if not around and place.chunks > 1:
+        down, across = cells(place.chunks, panels, blocks)
+    whole = down == 1 or across == 1
+    p = Var(f"jt_{suffix}", panels if whole else -(-panels // across))
+    b = Var(f"ib_{suffix}", blocks if whole else -(-blocks // down))
+    if whole:
+        kinds = ("chunk" if across > 1 else "serial", "chunk" if down > 1 else "serial")
+        return Grid(Affine.of(p), Affine.of(b), (For(p, (), kinds[0]), For(b, (), kinds[1])))
+    cell = Var(f"cell_{suffix}", down * across)
+    left, top = Affine.of(cell) % across * p.extent, Affine.of(cell) // across * b.extent
+    return Grid(left + Affine.of(p), top + Affine.of(b),
+                (For(p, (), "serial", None if panels == p.extent * across else panels - left),
+                 For(b, (), "serial", None if blocks == b.extent * down else blocks - top)), cell)
+
+
+def cells(chunks: int, panels: int, blocks: int) -> tuple[int, int]:
+    """(ranges of blocks, ranges of panels) with the least work, packing and idle threads at the
+    end included: as long as the last cell takes, another thread may have nothing to do."""
+    options = []
+    for across in range(1, min(panels, chunks) + 1):
+        for down in range(1, min(blocks, chunks // across) + 1):
+            work = -(-panels // across) * (-(-blocks // down) + PACK_TILES)
+            options.append(((down * across + 1) * work, down, across))
+    return min(options)[1:]
 
 
 def tiles_in_block(c: Contraction, shape: Tile, m: int) -> int:
@@ -150,21 +199,23 @@ def depth_order(c: Contraction) -> tuple[Var, ...]:
     return tuple(sorted(c.depth, key=lambda v: -abs(c.a.index.coeff(v))))
 
 
-def column_panel(place: Place, c: Contraction, shape: Tile, panel: Var, depth: tuple[Var, ...],
+def column_panel(place: Place, c: Contraction, shape: Tile, grid: Grid, depth: tuple[Var, ...],
                  around: frozenset[Var], suffix: str) -> tuple[Load, int, tuple[Stmt, ...]]:
     """(the panel's first element, stride of its rows, statements that pack it)."""
+    panel = grid.panel
     direct = in_place_panel(c, shape, panel, depth)
     if direct is not None:
         return (*direct, ())
     size = elements(depth) * shape.width
     free = c.b.index.free_vars() & around
     outside = bool(around) and not free and c.b.storage not in place.written
-    count = panel.extent if outside else 1
+    count = -(-elements(c.cols) // shape.width) if outside else 1
     storage = Storage(f"pack_{suffix}", count * size, c.tile.dtype, "scratch")
-    at = Affine.of(panel) * size if outside else Affine.const_of(0)
+    at = panel * size if outside else Affine.const_of(0)
     if outside:
-        each = Var(f"jp_{suffix}", panel.extent)
-        pack = packing(c, shape, each, depth, storage, Affine.of(each) * size, suffix)
+        each = Var(f"jp_{suffix}", count)
+        one = Affine.of(each)
+        pack = packing(c, shape, one, depth, storage, one * size, suffix)
         place.prologue.append(For(each, pack))
         pack = ()
     else:
@@ -172,28 +223,38 @@ def column_panel(place: Place, c: Contraction, shape: Tile, panel: Var, depth: t
     return Load(storage, at), shape.width, pack
 
 
-def in_place_panel(c: Contraction, shape: Tile, panel: Var,
+def in_place_panel(c: Contraction, shape: Tile, panel: Affine,
                    depth: tuple[Var, ...]) -> tuple[Load, int] | None:
-    """The column operand itself if its rows are whole vectors, evenly spaced."""
+    """The column operand itself if its rows are whole vectors, evenly and not too far spaced."""
     if len(c.cols) != 1 or c.cols[0].extent % shape.width or c.b.index.coeff(c.cols[0]) != 1:
         return None
     stride = c.b.index.coeff(depth[-1]) if depth else 0
-    step = stride
-    for v in reversed(depth):
-        if c.b.index.coeff(v) != step:
-            return None
-        step *= v.extent
+    far = abs(stride) * c.b.dtype.itemsize > IN_PLACE_STRIDE
+    if not steps_evenly(c.b.index, depth, stride) or (
+            far and elements(c.rows) > IN_PLACE_TILES * shape.rows):
+        return None
     zero = {v: Affine.const_of(0) for v in depth}
-    zero[c.cols[0]] = Affine.of(panel) * shape.width
+    zero[c.cols[0]] = panel * shape.width
     return replace(c.b, index=c.b.index.substitute(zero)), stride
 
 
-def packing(c: Contraction, shape: Tile, panel: Var, depth: tuple[Var, ...], storage: Storage,
+def steps_evenly(index: Affine, depth: tuple[Var, ...], stride: int) -> bool:
+    """True if an index moves by `stride` from each point of the depth to the next."""
+    for v in reversed(depth):
+        if index.coeff(v) != stride:
+            return False
+        stride *= v.extent
+    return True
+
+
+def packing(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...], storage: Storage,
             at: Affine, suffix: str) -> tuple[Stmt, ...]:
     """storage[at + depth * width + lane] = b[column, depth], zero beyond the last column."""
+    if elements(depth) >= shape.lanes and steps_evenly(c.b.index, depth, 1):
+        return (transposing_pack(c, shape, panel, depth, storage, at, suffix),)
     n = elements(c.cols)
     lane = Var(f"jl_{suffix}", shape.width)
-    column = Affine.of(panel) * shape.width + Affine.of(lane)
+    column = panel * shape.width + Affine.of(lane)
     fresh = tuple(Var(f"{v.name}p", v.extent) for v in depth)
     names = {v: Affine.of(f) for v, f in zip(depth, fresh)}
     guard = () if n % shape.width == 0 else (Within(column, 0, n, 1, bool_),)
@@ -211,21 +272,30 @@ def packing(c: Contraction, shape: Tile, panel: Var, depth: tuple[Var, ...], sto
     return (stmt,)
 
 
-def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Var, block: Var,
+def transposing_pack(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...],
+                     storage: Storage, at: Affine, suffix: str) -> MicroPack:
+    """The pack of a column operand that runs along the depth."""
+    column = Var(f"jc_{suffix}", elements(c.cols))
+    index = c.b.index.substitute(dict(zip(c.cols, unravel_over(column, c.cols))))
+    return MicroPack(storage, at, shape.width, shape.lanes, column, panel * shape.width, depth,
+                     replace(c.b, index=index))
+
+
+def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Affine, block: Affine,
              group: int) -> list[Stmt]:
     """Loops over a block of tiles that run the contraction's body on each of its elements."""
     m, n = elements(c.rows), elements(c.cols)
     height = group * shape.rows
     i = Var(f"ti_{tile.name}", height)
     j = Var(f"tj_{tile.name}", min(shape.width, n))
-    row = Affine.of(block) * height + Affine.of(i)
-    column = Affine.of(panel) * shape.width + Affine.of(j)
+    row = block * height + Affine.of(i)
+    column = panel * shape.width + Affine.of(j)
     names = dict(zip(c.rows, unravel(row, tuple(v.extent for v in c.rows))))
     names.update(zip(c.cols, unravel(column, tuple(v.extent for v in c.cols))))
     at = Affine.of(i) * shape.width + Affine.of(j)
     body = tuple(in_tile(substitute_stmt(s, names), c.tile, tile, at) for s in c.body)
-    row_limit = None if m % height == 0 else m - Affine.of(block) * height
-    column_limit = None if n % j.extent == 0 else n - Affine.of(panel) * shape.width
+    row_limit = None if m % height == 0 else m - block * height
+    column_limit = None if n % j.extent == 0 else n - panel * shape.width
     if runs_along_rows(c):
         return [For(j, (For(i, body, "serial", row_limit),), "serial", column_limit)]
     return [For(i, (For(j, body, "serial", column_limit),), "serial", row_limit)]

@@ -11,6 +11,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroPack,
     Stmt,
     Storage,
     Store,
@@ -76,6 +77,8 @@ class Counter:
             self.flops += 2 * times * stmt.height * stmt.width * depth
             self.touch(stmt.a.storage, stmt.a.index, self.read)
             self.touch(stmt.b.storage, stmt.b.index, self.read, depth * stmt.b_stride)
+        elif isinstance(stmt, MicroPack):
+            self.touch(stmt.b.storage, stmt.b.index, self.read)
 
     def trips(self, loop: For) -> float:
         """The mean range of a loop with a limit; the last round of tiles is shorter."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyc.ir.cost import elements
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -27,6 +28,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroPack,
     Stmt,
     Storage,
     Store,
@@ -136,6 +138,8 @@ class Worker:
                 self.block(stmt.body)
         elif isinstance(stmt, Contraction):
             self.contraction(stmt)
+        elif isinstance(stmt, MicroPack):
+            self.micro_pack(stmt)
         else:
             self.micro_kernel(stmt)
 
@@ -203,6 +207,16 @@ class Worker:
             rows.append(self.array(stmt.b.storage)[start:start + stmt.width])
             start += stmt.b_stride
         return np.array(rows)
+
+    def micro_pack(self, stmt: MicroPack) -> None:
+        at = stmt.at.evaluate(self.variables)
+        first = stmt.first.evaluate(self.variables)
+        self.require(stmt.storage, at, at + elements(stmt.depth) * stmt.width)
+        packed = self.array(stmt.storage)
+        for j in range(stmt.width):
+            self.variables[stmt.column] = min(first + j, stmt.column.extent - 1)
+            for k, _ in enumerate(self.points(stmt.depth)):
+                packed[at + k * stmt.width + j] = self.value(stmt.b)
 
     # -- expressions -----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from tinyc.ir.loop import (
     If,
     Load,
     MicroKernel,
+    MicroPack,
     Stmt,
     Storage,
     Store,
@@ -50,6 +51,8 @@ def accesses(body: tuple[Stmt, ...]) -> Iterator[Affine]:
                 yield from indices(e)
         elif isinstance(stmt, MicroKernel):
             yield from (stmt.at, stmt.first, stmt.a.index, stmt.b.index)
+        elif isinstance(stmt, MicroPack):
+            yield from (stmt.at, stmt.first, stmt.b.index)
 
 
 def collapse(outer: For) -> For:
@@ -207,7 +210,7 @@ def swap_stores(body: tuple[Stmt, ...], exchange: dict[int, Store]) -> tuple[Stm
 
 def has_loops(loop: For) -> bool:
     """True if a loop is not an innermost one of plain statements."""
-    return any(isinstance(s, (For, If, MicroKernel)) for s in loop.body)
+    return any(isinstance(s, (For, If, MicroKernel, MicroPack)) for s in loop.body)
 
 
 WIDEST_LANES = 64
@@ -368,6 +371,7 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
         return (loop,)
     written = {s.storage for s in statements(loop.body) if isinstance(s, Store)}
     written |= {s.tile for s in statements(loop.body) if isinstance(s, MicroKernel)}
+    written |= {s.storage for s in statements(loop.body) if isinstance(s, MicroPack)}
     moving = {loop.var} | {s.var for s in statements(loop.body) if isinstance(s, For)}
     before: list[Stmt] = []
     done: dict[int, Load] = {}

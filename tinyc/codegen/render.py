@@ -23,6 +23,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroPack,
     Stmt,
     Storage,
     Store,
@@ -69,6 +70,7 @@ class Renderer:
     functions: dict[tuple[Op, str], None] = field(default_factory=dict)
     helpers: dict[str, None] = field(default_factory=dict)
     tiles: dict[tuple[str, int, int, int], None] = field(default_factory=dict)
+    packs: dict[tuple[str, int, int], None] = field(default_factory=dict)
 
 
 @dataclass
@@ -127,6 +129,8 @@ class Scope:
             return [*lines, f"{pad}if ({cond}) {{", *self.block(stmt.body, depth + 1), pad + "}"]
         if isinstance(stmt, MicroKernel):
             return self.micro_kernel(stmt, pad)
+        if isinstance(stmt, MicroPack):
+            return self.micro_pack(stmt, pad)
         raise AssertionError(f"not scheduled: {type(stmt).__name__}")
 
     def declaration(self, s: Storage) -> str:
@@ -174,6 +178,9 @@ class Scope:
         return f"tc_{name}({b}, {a})"
 
     def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
+        raise NotImplementedError
+
+    def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
         raise NotImplementedError
 
     # -- expressions -----------------------------------------------------------------------------

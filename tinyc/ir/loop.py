@@ -287,7 +287,25 @@ class MicroKernel:
     note: str = ""
 
 
-Stmt = Store | Alloc | For | If | Contraction | MicroKernel
+@dataclass(frozen=True, eq=False)
+class MicroPack:
+    """storage[at + k*width + j] = b[first + j, k]: a transposing copy of `width` columns.
+
+    `b` is read at `column` (a variable over all columns; beyond the last, the last is read again)
+    and moves by one element with k, which counts the points of `depth`.
+    """
+
+    storage: Storage
+    at: Affine
+    width: int
+    lanes: int
+    column: Var
+    first: Affine
+    depth: tuple[Var, ...]
+    b: Load
+
+
+Stmt = Store | Alloc | For | If | Contraction | MicroKernel | MicroPack
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -327,6 +345,9 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
         return replace(stmt, at=stmt.at.substitute(mapping),
                        first=stmt.first.substitute(mapping), a=substitute_load(stmt.a, mapping),
                        b=substitute_load(stmt.b, mapping))
+    if isinstance(stmt, MicroPack):
+        return replace(stmt, at=stmt.at.substitute(mapping),
+                       first=stmt.first.substitute(mapping), b=substitute_load(stmt.b, mapping))
     if isinstance(stmt, Contraction):
         return replace(stmt, a=substitute_load(stmt.a, mapping), b=substitute_load(stmt.b, mapping),
                        body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
@@ -354,6 +375,9 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
         if isinstance(stmt, MicroKernel):
             a, b = (replace(x, storage=fresh.get(x.storage, x.storage)) for x in (stmt.a, stmt.b))
             return replace(stmt, a=a, b=b)
+        if isinstance(stmt, MicroPack):
+            b = replace(stmt.b, storage=fresh.get(stmt.b.storage, stmt.b.storage))
+            return replace(stmt, b=b)
         return stmt
 
     return tuple(map(swap, body))

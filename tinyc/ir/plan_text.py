@@ -14,6 +14,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroPack,
     Read,
     Stmt,
     Store,
@@ -98,6 +99,10 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
         return [f"{pad}{stmt.tile}[{stmt.at}; {stmt.height}x{stmt.width}] = sum {depths}: "
                 f"{expr_text(stmt.a)} * {stmt.b.storage}[{stmt.b.index} + {stmt.b_stride}*k]"]
+    if isinstance(stmt, MicroPack):
+        depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
+        return [f"{pad}{stmt.storage}[{stmt.at} + {stmt.width}*k; {stmt.width}] = transposed "
+                f"{depths}: {expr_text(stmt.b)} from {stmt.column.name} = {stmt.first}"]
     assert isinstance(stmt, Contraction)
     names = [", ".join(f"{v.name}<{v.extent}" for v in group)
              for group in (stmt.rows, stmt.cols, stmt.depth)]

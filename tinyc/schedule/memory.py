@@ -9,6 +9,7 @@ from tinyc.ir.loop import (
     If,
     LoopKernel,
     MicroKernel,
+    MicroPack,
     Storage,
     Store,
     loads,
@@ -49,6 +50,8 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
             use(stmt.cond)
         elif isinstance(stmt, (Contraction, MicroKernel)):
             use(stmt.a)
+            use(stmt.b)
+        elif isinstance(stmt, MicroPack):
             use(stmt.b)
     return reads, writes
 
@@ -94,6 +97,9 @@ def aligned(kernel: LoopKernel, old: Storage, new: Storage) -> bool:
     for stmt in statements(kernel.body + kernel.finish):
         if isinstance(stmt, MicroKernel):
             if old in (stmt.a.storage, stmt.b.storage):
+                return False
+        elif isinstance(stmt, MicroPack):
+            if old is stmt.b.storage:
                 return False
         elif isinstance(stmt, Store):
             exprs = [stmt.value, *stmt.index.data()]

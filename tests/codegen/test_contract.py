@@ -1,0 +1,77 @@
+"""How contractions are divided among chunks, and how their column operand is packed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from running import Compiled, buffers, floats, interpreted, plan_of
+
+from tinyc.codegen import contract
+from tinyc.composites import linear
+from tinyc.ir import build as b
+from tinyc.ir.loop import For, MicroKernel, MicroPack, statements
+from tinyc.ir.node import Node
+from tinyc.ir.program import CPU
+
+
+def product(m: int, n: int, k: int, kind: str) -> tuple[list[Node], dict, np.ndarray]:
+    """(a @ b, its memory, its value); a t in `kind` marks an operand that is stored transposed."""
+    a, c = floats(m, k), floats(k, n, seed=1)
+    stored = [np.ascontiguousarray(x.T) if t == "t" else x for x, t in zip((a, c), kind)]
+    (x, y), memory = buffers(*stored)
+    x, y = (b.permute(v, (1, 0)) if t == "t" else v for v, t in zip((x, y), kind))
+    return [linear.matmul(x, y)], memory, a @ c
+
+
+@pytest.mark.parametrize("kind", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize("m,n,k", [(50, 40, 20), (13, 33, 17), (100, 70, 9)])
+def test_cells_of_panels_and_blocks_cover_the_product_once(
+        monkeypatch: pytest.MonkeyPatch, kind: str, m: int, n: int, k: int) -> None:
+    monkeypatch.setattr(contract, "FLOPS_PER_CHUNK", 1000)
+    graph, memory, expected = product(m, n, k, kind)
+    (kernel,) = plan_of(graph).kernels
+    assert kernel.chunks == CPU.chunks
+    np.testing.assert_allclose(interpreted(graph, memory)[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(Compiled(graph)(memory, threads=2)[0], expected,
+                               rtol=1e-5, atol=1e-5)
+
+
+def test_a_grid_divides_both_sides_where_one_has_too_few_parts() -> None:
+    assert contract.cells(8, panels=4, blocks=64) == (2, 4)
+    assert contract.cells(8, panels=16, blocks=64) == (1, 8)
+    assert contract.cells(8, panels=1, blocks=64) == (8, 1)
+    assert contract.cells(8, panels=3, blocks=64) == (2, 3)
+    assert contract.cells(8, panels=1, blocks=1) == (1, 1)
+    graph, _, _ = product(768, 64, 512, "nn")
+    loops = [s for s in statements(plan_of(graph).kernels[0].body) if isinstance(s, For)]
+    assert [s.var.extent for s in loops if s.kind == "chunk"] == [8]
+    assert [s.var.extent for s in loops if s.var.name.startswith("ib")] == [64]
+
+
+def test_operands_that_run_along_the_depth_are_transposed_in_registers() -> None:
+    def packs(kind: str, k: int = 64) -> int:
+        body = plan_of(product(48, 64, k, kind)[0]).kernels[0].body
+        return sum(isinstance(s, MicroPack) for s in statements(body))
+
+    assert (packs("nn"), packs("nt"), packs("tn"), packs("tt")) == (0, 1, 0, 1)
+    assert packs("nt", CPU.lanes - 1) == 0, "less than a square of lanes is left to plain loops"
+
+
+def test_operands_stay_in_place_unless_their_rows_are_far_apart() -> None:
+    def scratch(m: int, n: int) -> int:
+        body = plan_of(product(m, n, 32, "nn")[0]).kernels[0].body
+        kernel = next(s for s in statements(body) if isinstance(s, MicroKernel))
+        return kernel.b.storage.role == "scratch"
+
+    assert not scratch(256, 512)
+    assert scratch(256, 1024), "rows of 4 KiB fall on few sets of a cache"
+    assert not scratch(12, 1024), "what few rows use is not worth a copy"
+    assert scratch(256, 500), "a part of a vector is filled up"
+
+
+def test_tiles_are_as_high_as_rows_divide_evenly() -> None:
+    wide = replace(CPU, lanes=16, tile_rows=12)
+    heights = [contract.choose_tile(m, 64, 4, wide).rows for m in (1, 12, 13, 64, 768)]
+    assert heights == [1, 12, 7, 11, 12]

@@ -1,0 +1,114 @@
+"""The two inner kernels of contractions as GNU C: the register tile, and a transposing copy.
+
+Both are in vector types, which every compiler that speaks GNU C has, and are functions of their
+own, shared by all kernels of a program.
+"""
+from __future__ import annotations
+
+from tinyc.codegen.render import TYPES
+
+# An empty statement that keeps a vector in a register, where gcc would load it again for each use.
+MACROS = """\
+#if defined(__AVX512F__)
+#define TC_PIN(x) __asm__("" : "+v"(x))
+#elif defined(__x86_64__)
+#define TC_PIN(x) __asm__("" : "+x"(x))
+#else
+#define TC_PIN(x)
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define TC_SHUFFLE(m, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define TC_SHUFFLE(m, a, b, ...) __builtin_shuffle(a, b, (m){__VA_ARGS__})
+#endif
+"""
+
+
+def vector_types(dtype: str, lanes: int) -> list[str]:
+    """tc_v<lanes><dtype>, its twin with a u for any address, and one with an m of whole numbers."""
+    t = TYPES[dtype]
+    size = lanes * (8 if dtype == "f64" else 4)
+    v = f"tc_v{lanes}{dtype}"
+    return [f"typedef {t} {v} __attribute__((vector_size({size})));",
+            f"typedef {t} {v}u __attribute__((vector_size({size}), aligned({size // lanes}), "
+            "may_alias));",
+            f"typedef {'long' if dtype == 'f64' else 'int'} {v}m "
+            f"__attribute__((vector_size({size})));"]
+
+
+def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
+    """The register tile: height x (width / lanes) vector accumulators kept in registers."""
+    t, vectors = TYPES[dtype], width // lanes
+    v = f"tc_v{lanes}{dtype}"
+    rows, cols = range(height), range(vectors)
+    lines = [
+        *vector_types(dtype, lanes),
+        f"static __attribute__((noinline)) void tc_tile_{dtype}_{height}x{width}_{lanes}(",
+        "    long n2, long n1, long n0, long s2, long s1, long s0,",
+        f"    const {t} *a, const long *row, const {t} *b, long step, {t} *restrict tile, "
+        "long more) {",
+        "  " + v + " " + ", ".join(f"c{i}_{j} = {{0}}" for i in rows for j in cols) + ";",
+        "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
+        "  for (long k2 = 0; k2 < n2; k2++)",
+        "    for (long k1 = 0; k1 < n1; k1++) {",
+        "      long o = k2 * s2 + k1 * s1;",
+        "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+        "        " + " ".join(f"{v} b{j} = *(const {v}u *)(b + {j * lanes}); TC_PIN(b{j});"
+                              for j in cols),
+    ]
+    for i in rows:
+        lines.append(f"        {{ const {t} x = a{i}[o]; "
+                     + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
+    lines += ["      }", "    }", "  if (more) {"]
+    lines += [f"    c{i}_{j} += *({v}u *)(tile + {i * width + j * lanes});"
+              for i in rows for j in cols]
+    lines.append("  }")
+    lines += [f"  *({v}u *)(tile + {i * width + j * lanes}) = c{i}_{j};"
+              for i in rows for j in cols]
+    return "\n".join([*lines, "}"])
+
+
+def pack_function(dtype: str, lanes: int, width: int) -> str:
+    """to[k*width + j] = b[column[j] + k], in squares of lanes x lanes that registers transpose."""
+    t, v = TYPES[dtype], f"tc_v{lanes}{dtype}"
+    rows = range(lanes)
+    shuffles, last = transposing(v, lanes)
+    lines = [
+        *vector_types(dtype, lanes),
+        f"static __attribute__((noinline)) void tc_pack_{dtype}_{width}_{lanes}(",
+        f"    long n, const {t} *b, const long *column, {t} *restrict to) {{",
+        f"  for (long j = 0; j < {width}; j += {lanes}, column += {lanes}, to += {lanes}) {{",
+        "    long k = 0;",
+        f"    for (; k + {lanes} <= n; k += {lanes}) {{",
+        *(f"      const {v} r{i} = *(const {v}u *)(b + column[{i}] + k);" for i in rows),
+        *(f"      {line}" for line in shuffles),
+        *(f"      *({v}u *)(to + (k + {i}) * {width}) = {last[i]};" for i in rows),
+        "    }",
+        "    for (; k < n; k++)",
+        f"      for (long i = 0; i < {lanes}; i++) to[k * {width} + i] = b[column[i] + k];",
+        "  }",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def transposing(v: str, lanes: int) -> tuple[list[str], list[str]]:
+    """(statements that transpose a square of vectors r0, r1, .., names of what they become).
+
+    Blocks that lie across the diagonal change places, first of 1 x 1, then of 2 x 2, and so on.
+    """
+    names = [f"r{i}" for i in range(lanes)]
+    lines = []
+    size = 1
+    while size < lanes:
+        fresh = [f"x{size}_{i}" for i in range(lanes)]
+        for i in range(lanes):
+            if i & size:
+                continue
+            upper = [q if not q & size else lanes + (q ^ size) for q in range(lanes)]
+            lower = [q | size if not q & size else lanes + q for q in range(lanes)]
+            for name, order in ((fresh[i], upper), (fresh[i | size], lower)):
+                lines.append(f"const {v} {name} = TC_SHUFFLE({v}m, {names[i]}, {names[i | size]}, "
+                             f"{', '.join(map(str, order))});")
+        names, size = fresh, 2 * size
+    return lines, names
