@@ -31,6 +31,7 @@ from tinyc.ir.verify import verify
 from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.fuse import fuse
 from tinyc.schedule.memory import plan_memory
+from tinyc.schedule.recompute import recompute
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
 
@@ -49,6 +50,14 @@ class Pass:
 def fuse_stages(plan: Plan, target: Target) -> None:
     """Place the stages in loop trees; every refusal is a remark."""
     plan.remarks += fuse(plan, target, config.current().fuse)
+
+
+def recompute_stages(plan: Plan, target: Target) -> None:
+    """Place the stages again, with cheap values computed where they are needed."""
+    remarks = recompute(plan) if config.current().fuse else []
+    if remarks:
+        plan.nests, plan.mapping, plan.remarks = [], {}, remarks
+        fuse_stages(plan, target)
 
 
 def lower_stages(plan: Plan, target: Target) -> None:
@@ -75,6 +84,8 @@ PLAN = (
     # Views are gone: every stored value is loops over one expression of reads.
     Pass("fuse", fuse_stages),
     # Every stage has its place in a loop tree; one tree is one kernel.
+    Pass("recompute", recompute_stages),
+    # What crosses from one kernel to another is dear, or read by a contraction.
     Pass("arrays", contract_arrays),
     # What only one kernel uses has no dimension that its loops share, and no memory.
     Pass("lower", lower_stages),
