@@ -622,6 +622,49 @@ def _holds(count: int, dtype: DType) -> bool:
     return count <= 1 << (24 if dtype.is_float else dtype.bits - 1) - (not dtype.is_float)
 
 
+# Softmax.
+
+
+@rule(Op.MUL)
+def softmax_gradient(n: Node) -> Node | None:
+    """(g/s - sum(g/s * p)) * e -> (g - sum(g * p)) * p    for e = exp(x - max x), p = e/s
+
+    What is kept for the backward pass is p alone. As 1 <= s = sum e, nothing over- or underflows
+    that did not before, and NaN and infinities stay where they were.
+    """
+    for centred, e in (n.src, n.src[::-1]):
+        if e.op is Op.EXP and centred.op is Op.ADD:
+            share, total = centred.src
+            p = _softmax_below(share, total, e)
+            if p is not None:
+                g = share.src[0]
+                mean = node(Op.REDUCE, (node(Op.MUL, (g, p)),), total.src[0].src[0].attrs)
+                again = node(Op.EXPAND, (node(Op.NEG, (mean,)),), total.attrs)
+                return node(Op.MUL, (node(Op.ADD, (g, again)), p))
+    return None
+
+
+def _softmax_below(share: Node, total: Node, e: Node) -> Node | None:
+    """p = e/s where share is g/s and total is expand(neg(sum(share * p))); else None."""
+    if share.op is not Op.DIV or total.op is not Op.EXPAND or total.src[0].op is not Op.NEG:
+        return None
+    mean, s = total.src[0].src[0], share.src[1]
+    if mean.op is not Op.REDUCE or mean.src[0].op is not Op.MUL or share not in mean.src[0].src:
+        return None
+    first, second = mean.src[0].src
+    p = second if first is share else first
+    x, top = e.src[0].src if e.src[0].op is Op.SUB else (e, e)
+    known = (
+        p.op is Op.DIV and p.src == (e, s)
+        and s.op is Op.EXPAND and s.attrs == total.attrs == top.attrs
+        and s.src[0].op is Op.REDUCE and s.src[0].src == (e,)
+        and top.op is Op.EXPAND and top.src[0].op is Op.REDUCE and top.src[0].src == (x,)
+        and mean.attrs == s.src[0].attrs == ("sum", top.src[0].attrs[1])
+        and top.src[0].attrs[0] == "max"
+    )
+    return p if known else None
+
+
 # Markers.
 
 
@@ -679,6 +722,7 @@ RULES = (
     sum_of_neg,
     reduce_of_permute,
     reduce_of_reduce,
+    softmax_gradient,
     detach_done,
     materialize_twice,
 )
