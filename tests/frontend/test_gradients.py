@@ -302,3 +302,23 @@ def test_backward_frees_what_it_used() -> None:
         gc.collect()
         counts.append(interned_count())
     assert counts[-1] <= counts[1]
+
+
+VIEWS = {
+    "reshape": (lambda x: x.reshape(4, 3), lambda y: y.reshape(-1)),
+    "transpose": (lambda x: x.T, lambda y: y.T),
+    "slice": (lambda x: x[1:], lambda y: y[:, 1:]),
+    "expand": (lambda x: x.unsqueeze(1), lambda y: y.expand(3, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_that_is_viewed_again_keeps_its_gradient(name):
+    first, second = VIEWS[name]
+    x = Tensor(np.arange(12.0).reshape(3, 4), requires_grad=True)
+    y = first(x)
+    y.retain_grad()
+    second(y).square().sum().backward()
+    assert y.grad.shape == y.shape
+    if name == "slice":
+        assert y.grad.tolist() == [[0, 10, 12, 14], [0, 18, 20, 22]]

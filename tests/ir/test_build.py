@@ -10,6 +10,7 @@ from tinyc.ir import build as B
 from tinyc.ir.dtype import bool_, f32, f64, i8, i32, i64, u8, u32
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.ops import Op
+from tinyc.ir.simplify import simplify
 
 
 def buf(*shape, dtype=f32, uid=1):
@@ -172,20 +173,28 @@ def test_views_that_do_nothing_vanish():
     assert B.detach(B.detach(X)) is B.detach(X)
 
 
-def test_reshapes_merge():
+def test_a_view_of_a_view_depends_on_it():
+    """A handle of a view finds its node behind whatever is computed from it; passes merge them."""
+    views = [B.reshape(X, (12,)), B.permute(X, (1, 0)), B.expand_axes(X, (3, 1, 4), (0, 2)),
+             B.slice_(X, (1, 0), (2, 4))]  # fmt: skip
+    again = [B.reshape(views[0], (3, 4)), B.permute(views[1], (1, 0)),
+             B.expand(views[2], (3, 5, 4)), B.slice_(views[3], (0, 0), (1, 4))]  # fmt: skip
+    for view, other in zip(views, again):
+        assert other.src == (view,)
+    merged = [X, X, B.expand_axes(X, (3, 5, 4), (0, 2)), B.slice_(X, (1, 0), (1, 4))]
+    assert [simplify((other,))[0] for other in again] == merged
+
+
+def test_reshapes():
     assert B.reshape(X, (-1,)).shape == (12,)
-    assert B.reshape(B.reshape(X, (12,)), (2, 6)) is B.reshape(X, (2, 6))
-    assert B.reshape(B.reshape(X, (12,)), (3, 4)) is X
     assert B.reshape(buf(0, 3), (3, 0)).shape == (3, 0)
     for bad in ((5, -1), (-1, -1), (0, -1)):
         with pytest.raises(ShapeError, match=r"reshape .*f32\[3,4\]"):
             B.reshape(X, bad)
 
 
-def test_permutes_merge():
+def test_permutes():
     x = buf(2, 3, 4)
-    assert B.permute(B.permute(x, (1, 2, 0)), (2, 0, 1)) is x
-    assert B.permute(B.permute(x, (1, 2, 0)), (1, 0, 2)) is B.permute(x, (2, 1, 0))
     assert B.permute(x, (-1, 0, 1)).shape == (4, 2, 3)
     with pytest.raises(AxisError, match="no axis 3"):
         B.permute(x, (0, 1, 3))
@@ -193,10 +202,8 @@ def test_permutes_merge():
         B.permute(B.permute(x, (1, 2, 0)), (0, 1))
 
 
-def test_expands_merge():
+def test_expands():
     once = B.expand_axes(ROW, (3, 1, 4), (2,))
-    both = B.expand_axes(once, (3, 5, 4), (0, 1, 2))
-    assert both is B.expand_axes(ROW, (3, 5, 4), (2,))
     with pytest.raises(ShapeError, match=r"cannot become \[2,1,4\]: f32\[3,1,4\]"):
         B.expand_axes(once, (2, 1, 4), (0, 1, 2))
     with pytest.raises(ShapeError, match="at least as many axes"):
@@ -205,13 +212,9 @@ def test_expands_merge():
         B.expand(X, (3, 8))
 
 
-def test_slices_merge():
-    x = buf(20)
-    inner = B.slice_(x, (2,), (8,), (2,))  # 2 4 .. 16
-    outer = B.slice_(inner, (7,), (3,), (-2,))  # 16 12 8
-    assert outer is B.slice_(x, (16,), (3,), (-4,))
-    flipped = B.slice_(x, (19,), (20,), (-1,))
-    assert B.slice_(flipped, (19,), (20,), (-1,)) is x
+def test_slices():
+    inner = B.slice_(buf(20), (2,), (8,), (2,))  # 2 4 .. 16
+    assert B.slice_(inner, (7,), (3,), (-2,)).shape == (3,)
     with pytest.raises(ShapeError, match="elements 7 to 8 of axis 0"):
         B.slice_(inner, (7,), (2,), (1,))
 
@@ -271,10 +274,8 @@ def test_axes_of_reductions():
         B.max_(buf(), 0)
 
 
-def test_keepdims_is_an_expand_and_merges_with_the_next():
-    kept = B.max_(X, 1, keepdims=True)
-    assert kept.op is Op.EXPAND
-    assert B.sub(X, kept).src[1] is B.expand_axes(B.max_(X, 1), (3, 4), (0,))
+def test_keepdims_is_an_expand():
+    assert B.max_(X, 1, keepdims=True) is B.expand_axes(B.max_(X, 1), (3, 1), (0,))
 
 
 def test_contract_labels_are_canonical():

@@ -54,6 +54,18 @@ def test_parameters_of_whole_cache_lines_are_aligned() -> None:
     assert [param.alias[1] for param in params] == [96, 0, 99, 64]
 
 
+@pytest.mark.parametrize(
+    "view", [lambda w: w.reshape(-1), lambda w: w.reshape(2, 3), lambda w: w[1:], lambda w: w.T]
+)
+@pytest.mark.parametrize("shape", [(3, 2), (6,)])
+def test_a_parameter_in_an_arena_has_the_gradient_of_its_views(view, shape) -> None:
+    first, other = (Tensor(np.ones(s, np.float32), requires_grad=True) for s in ((16,), shape))
+    optim.SGD([first, other])
+    (first.sum() + (view(other) * 2).sum()).backward()
+    touched = 2 * view(Tensor(np.ones(shape, np.float32))).numel()
+    assert other.grad is not None and other.grad.sum().item() == touched
+
+
 def test_the_loss_printed_after_the_step_is_the_one_before_it() -> None:
     net = model()
     expected = nn.functional.cross_entropy(net(Tensor(X)), Tensor(Y)).item()

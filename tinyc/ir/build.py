@@ -29,7 +29,7 @@ from tinyc.ir.dtype import (
     weak_promote,
 )
 from tinyc.ir.node import Node, node
-from tinyc.ir.ops import OPS, Op, Shape, describe_type, fail
+from tinyc.ir.ops import Op, Shape, describe_type, fail
 
 Operand = Node | bool | int | float
 
@@ -149,7 +149,7 @@ def _broadcast(x: Node, shape: Shape) -> Node:
     if x.shape == shape:
         return x
     ndim = len(shape)
-    return _expanded(x, shape, tuple(range(ndim - len(x.shape), ndim)))
+    return expand_axes(x, shape, tuple(range(ndim - len(x.shape), ndim)))
 
 
 # What an arithmetic op does to two bools, as in PyTorch.
@@ -408,10 +408,7 @@ def reshape(x: Node, shape: Sequence[int]) -> Node:
     shape = _shape(shape)
     if -1 in shape:
         shape = _inferred(x, shape)
-    if shape == x.shape:
-        return x
-    base = x.src[0] if x.op is Op.RESHAPE else x
-    return base if base.shape == shape else node(Op.RESHAPE, (base,), (shape,))
+    return x if shape == x.shape else node(Op.RESHAPE, (x,), (shape,))
 
 
 def _inferred(x: Node, shape: Shape) -> Shape:
@@ -426,8 +423,6 @@ def _inferred(x: Node, shape: Shape) -> Shape:
 def permute(x: Node, perm: Sequence[int]) -> Node:
     """Axes in another order: axis i of the result is axis perm[i] of x."""
     perm = tuple([_axis("permute", p, x) for p in perm])
-    if x.op is Op.PERMUTE and len(perm) == len(x.shape):
-        perm, x = tuple([x.attrs[0][p] for p in perm]), x.src[0]
     return x if perm == tuple(range(len(x.shape))) else node(Op.PERMUTE, (x,), (perm,))
 
 
@@ -443,19 +438,7 @@ def expand(x: Node, shape: Sequence[int]) -> Node:
 
 def expand_axes(x: Node, shape: Shape, axes: tuple[int, ...]) -> Node:
     """x repeated to `shape`, source axis i becoming axis axes[i] (ascending); the rest is new."""
-    if x.op is Op.EXPAND:  # the merged node could not tell what is wrong with this step
-        OPS[Op.EXPAND].infer((x,), (shape, axes))
-    return _expanded(x, shape, axes)
-
-
-def _expanded(x: Node, shape: Shape, axes: tuple[int, ...]) -> Node:
-    if x.shape == shape:
-        return x
-    if x.op is Op.EXPAND:
-        x, axes = x.src[0], tuple([axes[a] for a in x.attrs[1]])
-        if x.shape == shape:
-            return x
-    return node(Op.EXPAND, (x,), (shape, axes))
+    return x if x.shape == shape else node(Op.EXPAND, (x,), (shape, axes))
 
 
 def slice_(
@@ -471,12 +454,7 @@ def slice_(
     steps = tuple([1 if n < 2 and t else t for t, n in zip(steps, sizes)])
     if sizes == x.shape and not any(starts) and all(t == 1 for t in steps):
         return x
-    out = node(Op.SLICE, (x,), (starts, sizes, steps))
-    if x.op is not Op.SLICE:
-        return out
-    outer = zip(starts, steps, *x.attrs[::2])
-    merged = [(s0 + s * t0, t * t0) for s, t, s0, t0 in outer]
-    return slice_(x.src[0], [s for s, _ in merged], sizes, [t for _, t in merged])
+    return node(Op.SLICE, (x,), (starts, sizes, steps))
 
 
 def pad(
@@ -546,7 +524,7 @@ def reduce_(
     for axis in axes:
         shape[axis] = 1
     kept = tuple([i for i in range(len(shape)) if i not in axes])
-    return _expanded(out, tuple(shape), kept)
+    return expand_axes(out, tuple(shape), kept)
 
 
 def sum_(x: Node, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Node:
