@@ -208,8 +208,27 @@ def layer_norm(
     return apply(normalization.layer_norm, input, normalized_shape, weight, bias, eps)
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """In training zero each value with probability ``p`` and divide the others by 1-p."""
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Divide by the root of the mean square over the last axes, ``normalized_shape``; then weight.
+
+    ``eps`` is added to the mean square: by default the smallest that 1 + eps differs from 1.
+    """
+    return apply(normalization.rms_norm, input, normalized_shape, weight, eps)
+
+
+def dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """In training zero each value with probability ``p`` and divide the others by 1-p.
+
+    Each call draws a new mask from the default generator, each run of a jitted function too.
+    ``inplace`` is taken as in PyTorch and changes no value: memory is reused by plan anyway.
+    """
     _check_probability("dropout", p)
     if not training or p == 0:
         return input

@@ -10,7 +10,7 @@ import pytest
 from training_steps import benchmarks, case_of, programs, training_graph
 
 import tinyc.nn.functional as F
-from tinyc import Tensor, compiler, config, explain, jit, optim, vjp
+from tinyc import Tensor, compiler, config, explain, jit, manual_seed, nn, optim, vjp
 
 pytestmark = pytest.mark.skipif(
     config.current().device != "cpu", reason="only compiled programs have kernels"
@@ -56,6 +56,30 @@ def heads_of(count: int) -> Callable[[], tuple]:
     return lambda: tuple(numbers(2, 3, 128, 32) for _ in range(count))
 
 
+def rms_norm(x: Tensor, w: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), w)
+
+
+def rms_norm_both_ways(x: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    x.grad = w.grad = None
+    rms_norm(x, w).backward(dy)
+    return x.grad, w.grad
+
+
+def dropout_both_ways(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    x.grad = None
+    y = F.dropout(x.tanh(), 0.2)
+    y.backward(dy)
+    return y, x.grad
+
+
+def embedding_both_ways(index: Tensor, table: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    table.grad = None
+    rows = F.embedding(index, table) * 8.0
+    rows.backward(dy)
+    return rows, table.grad
+
+
 def cross_entropy_both_ways(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     x.grad = None
     loss = F.cross_entropy(x, y)
@@ -82,6 +106,16 @@ CASES: list[tuple[str, int, Callable, Callable[[], tuple]]] = [
      lambda: (*affine(64, 96), numbers(64, 96))),
     ("layer norm both ways, large", 2, layer_norm_both_ways,
      lambda: (*affine(1024, 512), numbers(1024, 512))),
+    ("rms norm", 1, rms_norm, lambda: affine(64, 96)[:2]),
+    ("rms norm both ways", 2, rms_norm_both_ways,
+     lambda: (*affine(64, 96)[:2], numbers(64, 96))),
+    ("dropout", 1, lambda x: F.dropout(x.tanh(), 0.2), lambda: (numbers(64, 96),)),
+    ("dropout both ways", 1, dropout_both_ways,
+     lambda: (numbers(64, 96, grad=True), numbers(64, 96))),
+    ("embedding both ways", 2, embedding_both_ways,
+     lambda: (labels(64, 50), numbers(50, 32, grad=True), numbers(64, 32))),
+    ("embedding both ways, large", 2, embedding_both_ways,
+     lambda: (labels(2048, 65), numbers(65, 384, grad=True), numbers(2048, 384))),
     ("linear", 1, lambda x, w, b: F.relu(F.linear(x, w, b)),
      lambda: (numbers(64, 96), numbers(32, 96), numbers(32))),
     ("conv", 1, lambda x, w, b: F.relu(F.conv2d(x, w, b, padding=1)),
@@ -115,11 +149,13 @@ def test_kernels_of_a_graph(most, function, make):
 )  # fmt: skip
 def test_unfused_results_are_equal_and_move_more(function, make):
     args = make()
-    fused, unfused = explain(function, *args), None
-    values = arrays(function(*args))
-    with config.configure(fuse=False):
-        unfused = explain(function, *args)
-        others = arrays(function(*args))
+    found = {}
+    for fuse in (True, False):
+        with config.configure(fuse=fuse):
+            explanation = explain(function, *args)
+            manual_seed(0)
+            found[fuse] = explanation, arrays(function(*args))
+    (fused, values), (unfused, others) = found[True], found[False]
     assert len(unfused.kernels) > len(fused.kernels)
     assert fused.bytes_moved < unfused.bytes_moved
     for a, b in zip(values, others, strict=True):
@@ -143,6 +179,27 @@ def test_adam_is_one_kernel_for_each_group(jitted):
     found = explain(jit(step) if jitted else step)
     updates = [kernel for kernel in found.kernels if "sqrt" in kernel.loops]
     assert len(updates) == len(groups), str(found)
+
+
+def test_clipping_by_norm_is_at_most_one_more_kernel():
+    found = []
+    for clips in (False, True):
+        w, b, v = (numbers(*shape, grad=True) for shape in ((300, 100), (300,), (40, 300)))
+        adam = optim.AdamW([w, b, v], lr=0.1)
+        x = numbers(32, 100)
+
+        def step(params=(w, b, v), x=x, adam=adam, clips=clips) -> Tensor:
+            w, b, v = params
+            loss = (F.linear(F.linear(x, w, b).tanh(), v) ** 2).sum()
+            adam.zero_grad()
+            loss.backward()
+            if clips:
+                nn.utils.clip_grad_norm_(params, 1.0)
+            adam.step()
+            return loss
+
+        found.append(len(explain(jit(step)).kernels))
+    assert found[1] <= found[0] + 1
 
 
 # workload -> the most kernels that its step may take

@@ -84,6 +84,7 @@ CASES = {
     "bce": (losses.binary_cross_entropy_with_logits, rand(60, 3), rand(60, 3, low=0, high=1)),
     "layer_norm": (lambda x, w, c: nrm.layer_norm(x, (64,), w, c),
                    rand(50, 64), rand(64), rand(64, seed=2)),
+    "rms_norm": (lambda x, w: nrm.rms_norm(x, (64,), w), rand(50, 64), rand(64)),
     "batch_norm": (lambda x, w, c: nrm.batch_norm(x, None, None, w, c, training=True).y,
                    rand(16, 8, 12, 12), *PARAMS),
     "batch_norm_eval": (lambda x, m, v, w, c: nrm.batch_norm(x, m, v, w, c).y,

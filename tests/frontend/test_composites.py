@@ -532,6 +532,33 @@ def test_layer_norm_forward_and_gradients(shape, axes):
     check_slope(fn, x, w, c, order=2)
 
 
+@pytest.mark.parametrize("shape, axes", [((4, 6), 1), ((2, 3, 4), 2)])
+@pytest.mark.parametrize("eps", [None, 0.1])
+def test_rms_norm_forward_and_gradients(shape, axes, eps):
+    x, w = rand(*shape), rand(*shape[-axes:], seed=1)
+    fn = lambda x, w: nrm.rms_norm(x, shape[-axes:], w, eps)  # noqa: E731
+    square = (x * x).mean(tuple(range(-axes, 0)), keepdims=True)
+    expected = x / np.sqrt(square + (np.finfo(x.dtype).eps if eps is None else eps)) * w
+    np.testing.assert_allclose(value(fn, x, w), expected, rtol=1e-11)
+    check_slope(fn, x, w, order=2)
+
+
+def test_rms_norm_s_eps_is_that_of_the_dtype():
+    zeros = np.full((1, 4), 1e-8, np.float32)
+    found = value(lambda x: nrm.rms_norm(x, (4,)), zeros)
+    np.testing.assert_allclose(found, zeros / np.sqrt(np.finfo(np.float32).eps), rtol=1e-6)
+    with pytest.raises(DTypeError, match=r"rms_norm .*no float: i64\[1,4\]"):
+        value(lambda x: nrm.rms_norm(x, (4,)), np.ones((1, 4), np.int64))
+
+
+@pytest.mark.parametrize("norm", [nrm.layer_norm, nrm.rms_norm])
+def test_norms_refuse_shapes_that_do_not_fit(norm):
+    with pytest.raises(ShapeError, match=r"the last axes are not \(3,\).*f64\[2,4\]"):
+        value(lambda x: norm(x, (3,)), rand(2, 4))
+    with pytest.raises(ShapeError, match=r"the weight does not fit.*f64\[1\].*\(4,\)"):
+        value(lambda x, w: norm(x, (4,), w), rand(2, 4), rand(1))
+
+
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (2, 3, 4, 5)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_forward_and_gradients(shape, affine):
@@ -1088,6 +1115,7 @@ def test_composites_are_cheap_to_build():
 def test_nothing_here_makes_a_node_of_another_dtype():
     x = b.buffer(0, 0, (3, 4), f64, "cpu")
     for fn in (red.softmax, red.var, red.logsumexp, act.gelu, act.sigmoid, act.relu, red.mean,
-               act.softplus, ew.rsqrt, lambda n: nrm.layer_norm(n, (4,))):  # fmt: skip
+               act.softplus, ew.rsqrt, lambda n: nrm.layer_norm(n, (4,)),
+               lambda n: nrm.rms_norm(n, (4,))):  # fmt: skip
         assert all(n.dtype in (f64, bool_) for n in toposort([fn(x)])), fn
         assert isinstance(fn(x), Node)

@@ -42,6 +42,7 @@ CASES = {
     "avg_pool2d": ([rand(2, 3, 7, 6), 3], {"padding": 1, "count_include_pad": False}),
     "adaptive_avg_pool2d": ([rand(2, 3, 6, 6), (2, 3)], {}),
     "layer_norm": ([rand(2, 3, 4), (3, 4), rand(3, 4, seed=1), rand(3, 4, seed=2)], {}),
+    "rms_norm": ([rand(2, 3, 4), (3, 4), rand(3, 4, seed=1)], {}),
     "embedding": ([LABELS, rand(4, 3)], {"padding_idx": 1}),
     "pad": ([rand(2, 3), (1, 2, 0, 1)], {"value": 0.5}),
     "cross_entropy": ([rand(5, 4), LABELS], {"label_smoothing": 0.1, "ignore_index": 2}),

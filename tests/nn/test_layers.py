@@ -37,10 +37,14 @@ LAYERS = {
         lambda nn: nn.BatchNorm2d(3, affine=False, track_running_stats=False), (4, 3, 2, 2)),
     "layer norm": (lambda nn: nn.LayerNorm(5), (2, 3, 5)),
     "layer norm of two axes": (lambda nn: nn.LayerNorm((3, 5), bias=False), (2, 3, 5)),
+    "rms norm": (lambda nn: nn.RMSNorm(5), (2, 3, 5)),
+    "rms norm of two axes": (lambda nn: nn.RMSNorm((3, 5), eps=0.1), (2, 3, 5)),
+    "rms norm unscaled": (lambda nn: nn.RMSNorm(5, elementwise_affine=False), (2, 5)),
     "relu": (lambda nn: nn.ReLU(), (3, 4)),
     "leaky relu": (lambda nn: nn.LeakyReLU(0.2), (3, 4)),
     "gelu": (lambda nn: nn.GELU(), (3, 4)),
     "gelu tanh": (lambda nn: nn.GELU(approximate="tanh"), (3, 4)),
+    "silu": (lambda nn: nn.SiLU(), (3, 4)),
     "tanh": (lambda nn: nn.Tanh(), (3, 4)),
     "sigmoid": (lambda nn: nn.Sigmoid(), (3, 4)),
     "softmax": (lambda nn: nn.Softmax(1), (3, 4)),
@@ -96,10 +100,13 @@ def test_repr_is_pytorch_s(name: str) -> None:
 
 
 @pytest.mark.oracle
-def test_embedding_equals_pytorch_s() -> None:
+@pytest.mark.parametrize("padding", [None, 1, -1])
+def test_embedding_equals_pytorch_s(padding: int | None) -> None:
     torch = pytest.importorskip("torch")
-    ours, theirs = nn.Embedding(6, 3, padding_idx=1), torch.nn.Embedding(6, 3, padding_idx=1)
-    assert not ours.weight.numpy()[1].any()
+    ours, theirs = nn.Embedding(6, 3, padding), torch.nn.Embedding(6, 3, padding)
+    if padding is not None:
+        assert not ours.weight.numpy()[padding].any()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     index = np.array([[0, 1, 5], [5, 5, 2]])
     out, expected = ours(Tensor(index)), theirs(torch.tensor(index))
@@ -113,6 +120,20 @@ def test_embedding_equals_pytorch_s() -> None:
 def test_embedding_refuses_numbers_out_of_range() -> None:
     with pytest.raises(IndexError, match="9"):
         nn.Embedding(4, 2)(Tensor([9])).numpy()
+    with pytest.raises(ValueError, match="padding_idx 4 is no row of 4"):
+        nn.Embedding(4, 2, padding_idx=4)
+    with pytest.raises(ValueError, match=r"padding_idx is -5.*f32\[4,2\]"):
+        nn.functional.embedding(Tensor([0]), nn.Embedding(4, 2).weight, padding_idx=-5)
+
+
+def test_embedding_from_a_table_is_frozen_unless_asked() -> None:
+    table = sample(5, 2)
+    layer = nn.Embedding.from_pretrained(Tensor(table), padding_idx=2)
+    np.testing.assert_array_equal(layer(Tensor([4, 2])).numpy(), table[[4, 2]])
+    assert not layer.weight.requires_grad and repr(layer) == "Embedding(5, 2, padding_idx=2)"
+    assert nn.Embedding.from_pretrained(Tensor(table), freeze=False).weight.requires_grad
+    with pytest.raises(ValueError, match="a table has two axes, not 1"):
+        nn.Embedding.from_pretrained(Tensor(table[0]))
 
 
 def test_linear_is_its_matrix() -> None:
@@ -157,6 +178,21 @@ def test_dropout_zeroes_the_share_p_and_is_the_identity_in_eval() -> None:
         nn.Dropout(1.5)
 
 
+def test_jitted_dropout_draws_a_new_mask_in_each_run() -> None:
+    layer = nn.Dropout(0.5)
+    x = Tensor(np.ones(1000, np.float32))
+    draw = tinyc.jit(lambda x: layer(x))
+    tinyc.manual_seed(3)
+    masks = [draw(x).numpy() for _ in range(3)]
+    assert draw.captures == 1
+    assert not np.array_equal(masks[0], masks[1]) and not np.array_equal(masks[1], masks[2])
+    tinyc.manual_seed(3)
+    for mask in masks:
+        np.testing.assert_array_equal(layer(x).numpy(), mask)
+    layer.eval()
+    np.testing.assert_array_equal(draw(x).numpy(), x.numpy())
+
+
 def test_dropout_s_gradient_has_the_mask_of_its_output() -> None:
     x = Tensor(np.ones(1000, np.float32), requires_grad=True)
     y = nn.Dropout(0.5)(x)
@@ -178,6 +214,8 @@ def test_bad_arguments_are_refused() -> None:
         nn.BatchNorm2d(3)(Tensor(sample(2, 4, 5, 5)))
     with pytest.raises(ValueError, match="reduction is 'mean', 'sum' or 'none', not 'avg'"):
         nn.MSELoss("avg")
+    with pytest.raises(ValueError, match="approximate is 'none' or 'tanh', not 'erf'"):
+        nn.GELU("erf")
 
 
 LOSSES = {

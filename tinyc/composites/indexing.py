@@ -404,6 +404,9 @@ def embedding(index: Node, weight: Node, padding: int | None = None) -> Node:
         what = f"an index of type {index.dtype}"
         fail(DTypeError, "embedding", what, (index, weight), "it is an integer")
     if padding is not None:
+        if not -weight.shape[0] <= padding < weight.shape[0]:
+            rule = f"it is a row of the table, -{weight.shape[0]}..{weight.shape[0] - 1}"
+            fail(ShapeError, "embedding", f"padding_idx is {padding}", (index, weight), rule)
         row = b.expand_axes(b.iota(weight.shape[0], i32), weight.shape, (0,))
         still = b.eq(row, padding % weight.shape[0])
         weight = b.where(still, b.detach(weight), weight)

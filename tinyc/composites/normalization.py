@@ -1,13 +1,15 @@
-"""Batch and layer normalization, and dropout."""
+"""Batch, layer and RMS normalization, and dropout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tinyc.composites.elementwise import rsqrt
-from tinyc.composites.reductions import count, var_mean
-from tinyc.diagnostics import ShapeError
+from tinyc.composites.reductions import count, mean, var_mean
+from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.node import Node
 from tinyc.ir.ops import fail
@@ -24,21 +26,48 @@ def layer_norm(
 
     The last axes are `normalized_shape`, which is the shape of weight and bias too.
     """
-    shape = tuple(normalized_shape)
-    if not shape or x.shape[-len(shape) :] != shape:
-        fail(
-            ShapeError,
-            "layer_norm",
-            f"the last axes are not {shape}",
-            (x,),
-            "normalized_shape is the end of the input's shape",
-        )
-    axes = tuple(range(-len(shape), 0))
+    axes = _normalized_axes("layer_norm", x, normalized_shape, weight, bias)
     var, mu = var_mean(x, axes, correction=0, keepdims=True)
     y = b.mul(b.sub(x, mu), rsqrt(b.add(var, eps)))
     if weight is not None:
         y = b.mul(y, weight)
     return y if bias is None else b.add(y, bias)
+
+
+def rms_norm(
+    x: Node,
+    normalized_shape: Sequence[int],
+    weight: Node | None = None,
+    eps: float | None = None,
+) -> Node:
+    """Return x over the root of its mean square over the last axes, then times weight.
+
+    The last axes are `normalized_shape`, the weight's shape too; `eps` is added to the mean
+    square, by default the distance of 1 to the next number of x's dtype. DTypeError where x is
+    no float.
+    """
+    axes = _normalized_axes("rms_norm", x, normalized_shape, weight, None)
+    if not x.dtype.is_float:
+        fail(DTypeError, "rms_norm", "the input is no float", (x,), "it is f32 or f64", "cast it")
+    if eps is None:
+        eps = float(np.finfo(x.dtype.np).eps)
+    y = b.mul(x, rsqrt(b.add(mean(b.mul(x, x), axes, keepdims=True), eps)))
+    return y if weight is None else b.mul(y, weight)
+
+
+def _normalized_axes(
+    name: str, x: Node, normalized_shape: Sequence[int], weight: Node | None, bias: Node | None
+) -> tuple[int, ...]:
+    """Return the last axes, after a check that their sizes are the shape of weight and bias."""
+    shape = tuple(normalized_shape)
+    if not shape or x.shape[-len(shape) :] != shape:
+        rule = "normalized_shape is the end of the input's shape"
+        fail(ShapeError, name, f"the last axes are not {shape}", (x,), rule)
+    for what, node in (("weight", weight), ("bias", bias)):
+        if node is not None and node.shape != shape:
+            rule = f"the {what} has the shape of the axes that are normalized, {shape}"
+            fail(ShapeError, name, f"the {what} does not fit", (x, node), rule)
+    return tuple(range(-len(shape), 0))
 
 
 @dataclass(frozen=True)

@@ -522,6 +522,34 @@ def cat_of_one(n: Node) -> Node | None:
     return None if len(pieces) == len(n.src) else node(Op.CAT, pieces, n.attrs)
 
 
+@rule(Op.CAT)
+def cat_of_neighbours(n: Node) -> Node | None:
+    """cat(x[:2], x[2:5]) -> x[:5]    slices that lie side by side are one"""
+    (axis,) = n.attrs
+    pieces = [n.src[0]]
+    for piece in n.src[1:]:
+        joined = _joined(pieces[-1], piece, axis)
+        if joined is None:
+            pieces.append(piece)
+        else:
+            pieces[-1] = joined
+    if len(pieces) == len(n.src):
+        return None
+    return pieces[0] if len(pieces) == 1 else node(Op.CAT, tuple(pieces), n.attrs)
+
+
+def _joined(x: Node, y: Node, axis: int) -> Node | None:
+    """Return the slice that is x and then y, None where they are no neighbours."""
+    if x.op is not Op.SLICE or y.op is not Op.SLICE or x.src != y.src:
+        return None
+    (starts, sizes, steps), (others, more, _) = x.attrs, y.attrs
+    first = _with(others, axis, starts[axis]), _with(more, axis, sizes[axis]), y.attrs[2]
+    if first != x.attrs or steps[axis] != 1 or others[axis] != starts[axis] + sizes[axis]:
+        return None
+    whole = _with(sizes, axis, sizes[axis] + more[axis])
+    return node(Op.SLICE, x.src, (starts, whole, steps))
+
+
 @rule(*_FOLDABLE, Op.WHERE)
 def elementwise_of_expand(n: Node) -> Node | None:
     """f(expand x, expand y) -> expand(f(x, y))    fewer elements; constants are of any shape"""
@@ -717,6 +745,7 @@ RULES = (
     fold_of_one,
     elementwise_of_expand,
     cat_of_one,
+    cat_of_neighbours,
     reduce_of_ones,
     reduce_of_expand,
     sum_of_neg,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tinyc.nn import functional, init
-from tinyc.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
+from tinyc.nn import functional, init, utils
+from tinyc.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from tinyc.nn.container import ModuleList, Sequential
 from tinyc.nn.convolution import AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d
 from tinyc.nn.layers import Dropout, Embedding, Flatten, Identity, Linear, Unflatten
 from tinyc.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from tinyc.nn.module import Module, StateDictError
-from tinyc.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
+from tinyc.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 from tinyc.nn.parameter import Parameter
 
 __all__ = [
@@ -35,8 +35,10 @@ __all__ = [
     "Module",
     "ModuleList",
     "Parameter",
+    "RMSNorm",
     "ReLU",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softmax",
     "StateDictError",
@@ -44,4 +46,5 @@ __all__ = [
     "Unflatten",
     "functional",
     "init",
+    "utils",
 ]

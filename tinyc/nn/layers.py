@@ -58,10 +58,30 @@ class Embedding(Module):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         if padding_idx is not None:
-            padding_idx = range(num_embeddings)[padding_idx]
+            if not -num_embeddings <= padding_idx < num_embeddings:
+                raise ValueError(
+                    f"Embedding: padding_idx {padding_idx} is no row of {num_embeddings}"
+                )
+            padding_idx %= num_embeddings
         self.padding_idx = padding_idx
         self.weight = empty(num_embeddings, embedding_dim)
         self.reset_parameters()
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
+    ) -> Embedding:
+        """Return a layer whose table begins as ``embeddings`` [rows, width], not trained if frozen.
+
+        Raises ValueError for a tensor of other than two axes.
+        """
+        if embeddings.ndim != 2:
+            raise ValueError(
+                f"Embedding.from_pretrained: a table has two axes, not {embeddings.ndim}"
+            )
+        made = cls(embeddings.shape[0], embeddings.shape[1], padding_idx)
+        made.weight = Parameter(embeddings.numpy(), requires_grad=not freeze)
+        return made
 
     def reset_parameters(self) -> None:
         """Draw the table anew."""

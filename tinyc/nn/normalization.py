@@ -1,4 +1,4 @@
-"""Batch norm, with its running statistics as state, and layer norm."""
+"""Batch norm, with its running statistics as state, layer norm and RMS norm."""
 
 from __future__ import annotations
 
@@ -150,4 +150,38 @@ class LayerNorm(Module):
         return (
             f"{self.normalized_shape}, eps={self.eps}, "
             f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        )
+
+
+class RMSNorm(Module):
+    """Divide by the root of the mean square over the last axes, then scale.
+
+    The axes are ``normalized_shape``, the shape of ``weight`` too, which starts as ones. ``eps``
+    is added to the mean square; None is the smallest that 1 + eps differs from 1.
+    """
+
+    weight: Parameter | None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+    ) -> None:
+        super().__init__()
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+        self.normalized_shape = tuple(shape)
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        self.weight = Parameter(_ones(self.normalized_shape)) if elementwise_affine else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input, of the same shape."""
+        return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, as PyTorch has it."""
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, "
+            f"elementwise_affine={self.elementwise_affine}"
         )
