@@ -6,7 +6,7 @@ the cache never loads.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -36,30 +36,45 @@ class Run:
     buffers: tuple[Buffer, ...]
 
 
-_observed: list[Run] | None = None
+_observer: Callable[[Executable, Sequence[Buffer]], None] | None = None
+
+
+@contextmanager
+def observing(observer: Callable[[Executable, Sequence[Buffer]], None]) -> Iterator[None]:
+    """Call a function before each run of the block, in all threads, with what the run is given."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
 
 
 @contextmanager
 def observe() -> Iterator[list[Run]]:
     """Collect every run of the block, in all threads, with copies of what it was given."""
-    global _observed
-    before, _observed = _observed, []
-    try:
-        yield _observed
-    finally:
-        _observed = before
+    runs: list[Run] = []
+    with observing(lambda executable, buffers: runs.append(Run(executable, copies(buffers)))):
+        yield runs
+
+
+def copies(buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
+    """Copies of buffers, of the same categories."""
+    made = [Buffer.from_numpy(b.array, b.device) for b in buffers]
+    for copy, buffer in zip(made, buffers):
+        copy.categorize(buffer.category)
+    return tuple(made)
 
 
 def observed() -> bool:
-    """Tell whether runs are being collected."""
-    return _observed is not None
+    """Tell whether somebody observes runs."""
+    return _observer is not None
 
 
 def note_run(executable: Executable, buffers: Sequence[Buffer]) -> None:
     """Hand a run that is about to happen to the observer, if there is one."""
-    if _observed is not None:
-        copies = [Buffer.from_numpy(b.array, b.device) for b in buffers]
-        _observed.append(Run(executable, tuple(copies)))
+    if _observer is not None:
+        _observer(executable, buffers)
 
 
 class NumpyExecutable:

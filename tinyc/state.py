@@ -351,12 +351,20 @@ def register_leaf(handle: Handle) -> None:
     """Let the slot behind a handle know that the handle wants a gradient."""
     slot = handle._root._slot
     assert slot is not None
+    slot.buffer.categorize("parameter")
     slot.leaves = [*[other for other in slot.leaves if other() is not None], ref(handle)]
 
 
 def device_of(node: Node) -> str:
     """Return where a node is computed."""
     return node.device if node.device is not None else default_device()
+
+
+def categorize(handle: Handle, category: str) -> None:
+    """Say what a handle's memory is used for, where it has memory of its own."""
+    slot = handle._root._slot
+    if slot is not None:
+        slot.buffer.categorize(category)
 
 
 # Views in reverse.

@@ -106,7 +106,7 @@ class Replay:
         self._native = None
         outputs = [out for out in self.graph.outputs if out.op is not Op.ASSIGN]
         self._fresh = [(out.shape, out.dtype, state.device_of(out)) for out in outputs]
-        self.kept = [Buffer(dev, dtype, shape) for shape, dtype, dev in self._fresh[values:]]
+        self.kept = [_gradient(*spec) for spec in self._fresh[values:]]
         self._overwritten = {id(slot) for slot in self.overwritten}
         self._uids = {slot.buffer.uid for slot in self.overwritten}
         for slot in self.overwritten:
@@ -194,8 +194,7 @@ class Replay:
     def _renew(self, first: int) -> None:
         """Give away the memory of gradients that somebody holds, and take other."""
         for number in self.taken:
-            shape, dtype, device = self._fresh[self.values + number]
-            self.kept[number] = Buffer(device, dtype, shape)
+            self.kept[number] = _gradient(*self._fresh[self.values + number])
             if self._native is not None:
                 self._pointers[first + number] = self.kept[number].ptr
         self.taken.clear()
@@ -283,6 +282,13 @@ def _watched() -> bool:
 
 def _tensor(buffer: Buffer) -> Tensor:
     return Tensor.__new__(Tensor)._init_buffer(buffer, _ORIGIN)
+
+
+def _gradient(shape: tuple[int, ...], dtype: DType, device: str) -> Buffer:
+    """Return memory for a gradient that a program leaves behind."""
+    buffer = Buffer(device, dtype, shape)
+    buffer.categorize("gradient")
+    return buffer
 
 
 def _state_of(leaf: Node) -> Slot:

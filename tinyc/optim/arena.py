@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tinyc.state import categorize
 from tinyc.tensor import Tensor
 
 CACHE_LINE = 64  # bytes
@@ -18,6 +19,13 @@ CACHE_LINE = 64  # bytes
 
 class Arena(Tensor):
     """A flat tensor that parameters are stretches of."""
+
+
+def state_tensor(values: np.ndarray, device: str | None) -> Tensor:
+    """Return memory of an optimizer's own: reports count it as such."""
+    made = Tensor(values, device=device)
+    categorize(made, "optimizer")
+    return made
 
 
 class Piece:
@@ -55,7 +63,7 @@ class Segment:
     def add_state(self, name: str) -> None:
         """Make a state of zeros with the segment's layout."""
         dtype = self.base.dtype.np
-        self.state[name] = Tensor(np.zeros(self.size, dtype), device=self.base.device)
+        self.state[name] = state_tensor(np.zeros(self.size, dtype), self.base.device)
 
 
 def arrange(params: Sequence[Tensor]) -> list[Segment]:

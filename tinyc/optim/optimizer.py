@@ -11,7 +11,7 @@ import numpy as np
 from tinyc import config
 from tinyc.diagnostics import Remark, caller_origin, emit
 from tinyc.ir.node import BACKWARD, OPTIMIZER, marking
-from tinyc.optim.arena import Run, Segment, arrange, runs
+from tinyc.optim.arena import Run, Segment, arrange, runs, state_tensor
 from tinyc.tensor import Tensor, no_grad
 
 
@@ -29,10 +29,10 @@ class ParamGroup(dict):  # type: ignore[type-arg]
         count = len(self["params"])
         device = self["params"][0].device if count else None
         # f64, so that the rate is exactly the Python number and small biases keep their digits.
-        self.rate = Tensor(np.array(self["lr"], np.float64), device=device)
-        self.steps = Tensor(np.array(0.0, np.float64), device=device)
+        self.rate = state_tensor(np.array(self["lr"], np.float64), device)
+        self.steps = state_tensor(np.array(0.0, np.float64), device)
         # Steps in which a parameter had no gradient; parameters of one class missed the same.
-        self.missed = Tensor(np.zeros(count, np.float64), device=device)
+        self.missed = state_tensor(np.zeros(count, np.float64), device)
         self.classes = [0] * count
 
     def __setitem__(self, name: str, value: Any) -> None:

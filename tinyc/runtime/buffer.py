@@ -33,7 +33,10 @@ class Block:
 class _Lease:
     """The base of a buffer's array: numpy views hold it, its death gives the block back."""
 
-    __slots__ = ("__weakref__", "_block", "_dtype", "_nbytes", "_returned", "_shape")
+    __slots__ = (
+        *("__weakref__", "_block", "_dtype", "_nbytes", "_returned", "_shape"),
+        "category",
+    )
 
     def __init__(
         self,
@@ -41,8 +44,9 @@ class _Lease:
         nbytes: int,
         dtype: DType,
         shape: tuple[int, ...],
-        returned: deque[tuple[Block, int]],
+        returned: deque[tuple[Block, int, str]],
     ):
+        self.category = ""
         self._block = block
         self._nbytes = nbytes
         self._dtype = dtype
@@ -60,7 +64,7 @@ class _Lease:
 
     def __del__(self) -> None:
         # The garbage collector may come here inside `Allocator.lease`, so take no lock.
-        self._returned.append((self._block, self._nbytes))
+        self._returned.append((self._block, self._nbytes, self.category))
 
 
 class Allocator:
@@ -69,7 +73,8 @@ class Allocator:
     Fresh pages cost about ten times a warm write, so blocks are kept by size class. From 4 MiB
     on they are aligned to huge pages, and the system is asked for those.
     `live_bytes` and `peak_bytes` count what was asked for, `held_bytes` what is taken from the
-    system, `allocations` the arrays and `system_allocations` the blocks made so far.
+    system, `allocations` the arrays and `system_allocations` the blocks made so far, and
+    `categories` the live bytes of arrays that were given a category.
     """
 
     def __init__(self) -> None:
@@ -80,7 +85,8 @@ class Allocator:
         self._peak_bytes = 0
         self._free_bytes = 0
         self._free: dict[int, list[Block]] = {}
-        self._returned: deque[tuple[Block, int]] = deque()
+        self._returned: deque[tuple[Block, int, str]] = deque()
+        self._categories: dict[str, int] = {}
         self._lock = threading.RLock()
 
     @property
@@ -89,6 +95,23 @@ class Allocator:
         with self._lock:
             self._collect()
             return self._live_bytes
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Bytes of the arrays that are alive, by category; "" is what was given none."""
+        with self._lock:
+            self._collect()
+            rest = self._live_bytes - sum(self._categories.values())
+            return {**self._categories, "": rest}
+
+    def categorize(self, lease: _Lease, category: str) -> None:
+        """Count an array as one of a category from now on."""
+        with self._lock:
+            counts = self._categories
+            if lease.category:
+                counts[lease.category] -= lease._nbytes
+            counts[category] = counts.get(category, 0) + lease._nbytes
+            lease.category = category
 
     @property
     def peak_bytes(self) -> int:
@@ -134,8 +157,10 @@ class Allocator:
         """Book the blocks whose arrays have died since the last call."""
         returned = self._returned
         while returned:
-            block, nbytes = returned.popleft()
+            block, nbytes, category = returned.popleft()
             self._live_bytes -= nbytes
+            if category:
+                self._categories[category] -= nbytes
             self._free.setdefault(block.size, []).append(block)
             self._free_bytes += block.size
         if self._free_bytes > KEEP_FREE and self._free_bytes > self._live_bytes:
@@ -205,10 +230,14 @@ class Buffer:
     """The memory of one tensor: `array` is its uninitialised C-contiguous numpy array.
 
     `ptr` is the address, aligned to 64 bytes. The memory is given back when the buffer and all
-    numpy views of `array` are gone. `uid` is unique in the process.
+    numpy views of `array` are gone. `uid` is unique in the process. `category` says what it is
+    used for, where somebody told: "parameter", "gradient", "optimizer" or "input"; else it is "".
     """
 
-    __slots__ = ("__weakref__", "_memory", "device", "dtype", "nbytes", "ptr", "shape", "uid")
+    __slots__ = (
+        *("__weakref__", "_memory", "category", "device", "dtype", "nbytes", "ptr", "shape"),
+        "uid",
+    )
 
     def __init__(self, device: str, dtype: DType, shape: tuple[int, ...]) -> None:
         nbytes = prod(shape) * dtype.itemsize
@@ -230,6 +259,16 @@ class Buffer:
         self.nbytes = nbytes
         self._memory = memory
         self.ptr = address
+        self.category = ""
+
+    def categorize(self, category: str) -> None:
+        """Say what the memory is used for; it is counted as that."""
+        self.category = category
+        memory: object = self._memory
+        if isinstance(memory, np.ndarray):
+            memory = memory.base
+        if category and isinstance(memory, _Lease):
+            ALLOCATOR.categorize(memory, category)
 
     @property
     def array(self) -> np.ndarray:

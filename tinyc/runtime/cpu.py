@@ -21,6 +21,7 @@ import numpy as np
 from tinyc import config
 from tinyc.diagnostics import BoundsError, CompileError, format_origin
 from tinyc.ir.dtype import DType
+from tinyc.runtime import footprint, recorder
 from tinyc.runtime.buffer import ALIGNMENT, Block, Buffer, system_block
 from tinyc.runtime.host import HostDevice
 from tinyc.runtime.toolchain import Unit, compile_libraries, load_library
@@ -127,10 +128,32 @@ class CpuDevice:
         self.runtime.nthreads = self._pool.tc_set_threads(ctypes.c_long(self.threads))
         self._reserve(0, self._scratch_size)
 
+    def ranges(self, program: Program) -> list[tuple[int, int]]:
+        """Return where a program's intermediate values lie: the arena, and each thread's scratch.
+
+        A thread that takes no part has no scratch.
+        """
+        runtime = self.runtime
+        threads = min(runtime.nthreads, max((k.chunks for k in program.kernels), default=1))
+        scratch = [
+            ((runtime.scratch or 0) + thread * runtime.scratch_stride, program.scratch_size)
+            for thread in range(threads)
+        ]
+        ranges = [(self.arena.value or 0, program.arena_size), *scratch]
+        return [(address, size) for address, size in ranges if size]
+
+    def record_shares(self, rows: np.ndarray | None) -> int:
+        """Let threads note their shares of loops, i64[n, 4]; return how many were noted before."""
+        assert self._pool is not None
+        if rows is None:
+            return self._pool.tc_record(None, ctypes.c_long(0))
+        return self._pool.tc_record(ctypes.c_void_p(rows.ctypes.data), ctypes.c_long(len(rows)))
+
     def _load_pool(self) -> None:
         if self._pool is None:
             pool, _ = load_library(pool_unit())
             pool.tc_set_threads.restype = ctypes.c_long
+            pool.tc_record.restype = ctypes.c_long
             self.runtime.par = ctypes.cast(pool.tc_par, ctypes.c_void_p)
             self.runtime.now = ctypes.cast(pool.tc_now, ctypes.c_void_p)
             self._pool = pool
@@ -193,12 +216,39 @@ class CpuExecutable:
         if device.epoch != config.epoch():
             device.refresh()
         status[0] = 0
-        if times is None:
+        if recorder.active is not None:
+            ran = self._recorded(slots, times, recorder.active)
+        elif times is None:
             ran = self._step(slots, device.arena, device.runtime_argument)
         else:
             ran = self._timed(slots, times)
         if status[0]:
             self._raise_bounds(slots, ran)
+
+    def _recorded(
+        self, slots: ctypes.Array, times: np.ndarray | None, active: recorder.Recorder
+    ) -> int:
+        """Run with times of kernels and threads for a recorder, and its memory the first time."""
+        device, program = self.device, self.program
+        if times is None:
+            times = np.zeros(len(program.kernels) + 1, np.int64)
+        first = active.is_first(program)
+        own = device.ranges(program)
+        if first:
+            footprint.forget(own)
+        rows = np.zeros((len(program.kernels) * device.runtime.nthreads, 4), np.int64)
+        device.record_shares(rows)
+        try:
+            ran = self._timed(slots, times)
+        finally:
+            rows = rows[: device.record_shares(None)]
+        if first:
+            sizes = [storage.nbytes for storage in program.storages]
+            given = [(address or 0, size) for address, size in zip(slots, sizes)]
+            active.resident[id(program)] = footprint.resident([*own, *given])
+            footprint.allow_huge(own)
+        active.add_run(program, times, rows)
+        return ran
 
     def _timed(self, slots: ctypes.Array, times: np.ndarray) -> int:
         wanted = len(self.program.kernels) + 1

@@ -91,10 +91,35 @@ static long claim(slot *s, uint32_t gen, int back) {
     }
 }
 
+long tc_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+/* What threads did of parallel loops, for whoever asked for it: thread, start, end, chunks. */
+static struct { long *rows, capacity, used; } record;
+
+static void note_share(long worker, long start, long count) {
+    long row = __atomic_fetch_add(&record.used, 1, __ATOMIC_RELAXED);
+    if (row < record.capacity) {
+        long *r = record.rows + 4 * row;
+        r[0] = worker, r[1] = start, r[2] = tc_now(), r[3] = count;
+    }
+}
+
+/* Writes shares to `rows` from now on, at most `capacity` of them; nowhere if it is null.
+ * Returns how many there were since the last call. */
+long tc_record(long *rows, long capacity) {
+    long used = record.used < record.capacity ? record.used : record.capacity;
+    record.rows = rows, record.capacity = capacity, record.used = 0;
+    return used;
+}
+
 /* Runs chunks until no thread has any left. Only a claim makes reading the slot safe: the loop
  * can't end, and the slot can't be filled anew, before what was claimed is counted as finished. */
 static void work(long worker, uint32_t gen, long threads) {
-    long count = 0, chunk;
+    long count = 0, chunk, start = record.rows ? tc_now() : 0;
     for (long i = 0; i < threads; i++) {
         long victim = worker + i < threads ? worker + i : worker + i - threads;
         slot *s = &slots[victim];
@@ -103,6 +128,8 @@ static void work(long worker, uint32_t gen, long threads) {
             count++;
         }
     }
+    if (count && start)
+        note_share(worker, start, count);
     if (count)
         __atomic_add_fetch(&finished, count, __ATOMIC_ACQ_REL);
 }
@@ -203,12 +230,6 @@ void tc_par(task_fn fn, void *context, long n) {
 long tc_set_threads(long n) {
     wanted = n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
     return wanted;
-}
-
-long tc_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000L + t.tv_nsec;
 }
 
 /* A forked child has none of its parent's threads; it starts its own when it needs them. */

@@ -79,7 +79,9 @@ class Tensor(Operations, Views, Writing, Creation):
     ) -> None:
         array = host_array(data, as_dtype(dtype) if dtype is not None else None)
         device = default_device() if device is None else get_device(device).name
-        self._init_buffer(Buffer.from_numpy(array, device), caller_origin())
+        buffer = Buffer.from_numpy(array, device)
+        buffer.categorize("input")
+        self._init_buffer(buffer, caller_origin())
         if requires_grad:
             self.requires_grad_()
 
