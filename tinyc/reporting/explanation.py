@@ -116,9 +116,9 @@ def native_runs(
 
     Arguments that are not computed yet are computed before: they are not the function's work.
     """
-    _realize([*args, *kwargs.values()])
+    realize([*args, *kwargs.values()])
     with compiler.observe() as runs:
-        _realize(fn(*args, **kwargs))
+        realize(fn(*args, **kwargs))
     found: list[tuple[NativeExecutable, Sequence[Buffer]]] = []
     for run in runs:
         if isinstance(run.executable, NativeExecutable):
@@ -126,7 +126,7 @@ def native_runs(
     return found
 
 
-def _realize(value: Any) -> None:
+def realize(value: Any) -> None:
     """Compute all tensors in nested containers, in one program."""
     tensors = _tensors(value)
     if tensors:

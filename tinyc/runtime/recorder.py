@@ -49,9 +49,10 @@ class Span:
 
 
 class Recorder:
-    """Collects runs and spans of all threads."""
+    """Collects runs and spans of all threads; with ``memory``, what first runs really used."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: bool = True) -> None:
+        self.memory = memory
         self.runs: list[Run] = []
         self.spans: list[Span] = []
         # bytes that were really there after the first run of each program; None: not known
@@ -59,8 +60,8 @@ class Recorder:
         self.programs: dict[int, Program] = {}
 
     def is_first(self, program: Program) -> bool:
-        """Tell whether a program has not run before in this recording."""
-        if id(program) in self.programs:
+        """Tell whether a program has not run before in this recording, which measures memory."""
+        if not self.memory or id(program) in self.programs:
             return False
         self.programs[id(program)] = program
         return True

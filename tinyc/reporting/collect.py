@@ -1,0 +1,183 @@
+"""Everything that a report shows, as plain data that JSON holds: what ran, how fast, why so."""
+
+from __future__ import annotations
+
+import datetime
+import linecache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyc.diagnostics import format_origin
+from tinyc.reporting import facts
+from tinyc.reporting.machine import Machine, machine
+from tinyc.reporting.measure import REPEATS, Times, beside, run_in_turns, variants
+from tinyc.reporting.recording import Recorded, Recording, record_call
+from tinyc.runtime.recorder import Run
+from tinyc.version import __version__
+
+# Files of so many lines are kept whole, of longer ones what is around the lines that are used.
+WHOLE, AROUND = 400, 12
+
+
+def collect(
+    what: Callable[..., Any] | Recording,
+    *args: Any,
+    title: str = "",
+    repeats: int = REPEATS,
+    unfused: bool = True,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Return all that is known of the programs that a call of a function runs, as plain data.
+
+    ``what`` is a function, which is called once on the arguments, or what `record` has recorded.
+    Each program is then run ``repeats`` times on copies of what it was given, in turns with the
+    same graph unfused, so nothing of the caller's changes further. Times are microseconds, sizes
+    bytes; `docs/design.md` lists the keys.
+    """
+    recording = what if isinstance(what, Recording) else record_call(what, args, kwargs)
+    peaks = machine()
+    programs = [
+        program(recorded, peaks, repeats, unfused)
+        for recorded in recording.programs
+        if recorded.executable.program.kernels
+    ]
+    return {
+        "title": title or (programs[0]["title"] if programs else "nothing ran"),
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "version": __version__,
+        "machine": {**vars(peaks), "levels": [list(level) for level in peaks.levels]},
+        "files": files(lines_of(programs)),
+        "programs": programs,
+    }
+
+
+def program(recorded: Recorded, peaks: Machine, repeats: int, unfused: bool) -> dict[str, Any]:
+    """Return what is known of one program."""
+    executable = recorded.executable
+    built = facts.rebuild(executable)
+    ways = variants(executable) if unfused else {True: executable}
+    fused = ways[True] if executable.program.kernels == ways[True].program.kernels else executable
+    others = [way for way in ways.values() if way is not fused]
+    times = run_in_turns([fused, *others], recorded.buffers, repeats)
+    graph, edges = facts.nodes(built)
+    storages = facts.storages(built.program, recorded.buffers)
+    first, middle, last = times[0].total().tolist()
+    return {
+        "title": format_origin(executable.outputs[0].origin),
+        "calls": max(1, len(recorded.runs)),
+        "median_us": middle,
+        "q1_us": first,
+        "q3_us": last,
+        "arena_bytes": built.program.arena_size,
+        "flops": built.program.flops,
+        "bytes": built.program.bytes_moved,
+        **({"unfused": totals(times[1])} if others else {}),
+        "nodes": graph,
+        "edges": edges,
+        "kernels": kernels(recorded, times, peaks),
+        "links": facts.links(built),
+        "storages": storages,
+        "peak": facts.peak(built.program, storages),
+        "timeline": timeline(times[0].typical()),
+        "passes": facts.passes(built),
+    }
+
+
+def totals(times: Times) -> dict[str, Any]:
+    """Return the sums of the unfused program."""
+    return {
+        "kernels": len(times.program.kernels),
+        "us": float(times.total()[1]),
+        "bytes": times.program.bytes_moved,
+        "flops": times.program.flops,
+    }
+
+
+def kernels(recorded: Recorded, times: Sequence[Times], peaks: Machine) -> list[dict[str, Any]]:
+    """Return the kernels with their times, rates and what bounds them, unfused ones beside."""
+    fused = times[0]
+    found = facts.kernels(fused.program)
+    for kernel, (first, middle, last) in zip(found, fused.quartiles().T.tolist(), strict=True):
+        kernel |= {"calls": max(1, len(recorded.runs)), "median_us": middle}
+        kernel |= {"q1_us": first, "q3_us": last, **rates(kernel, middle, peaks)}
+    if len(times) > 1:
+        other = times[1]
+        medians = other.quartiles()[1]
+        for kernel, numbers in zip(found, beside(fused.program, other.program), strict=True):
+            kernel["unfused"] = {
+                "kernels": len(numbers),
+                "us": float(sum(medians[j] for j in numbers)),
+                "bytes": sum(other.program.kernels[j].bytes_moved for j in numbers),
+                "flops": sum(other.program.kernels[j].flops for j in numbers),
+            }
+    return found
+
+
+def rates(kernel: Mapping[str, Any], microseconds: float, peaks: Machine) -> dict[str, Any]:
+    """Return what a kernel reaches, which share of the roof that is, and what bounds it."""
+    flops, moved = kernel["flops"], kernel["bytes"]
+    time = max(microseconds, 1e-3)
+    return {
+        "gflops": flops / time / 1e3,
+        "gbs": moved / time / 1e3,
+        "share": min(1.0, peaks.roof(flops, moved) / time),
+        "roof_us": peaks.roof(flops, moved),
+        "bound": peaks.bound(flops, moved, microseconds),
+    }
+
+
+def timeline(run: Run) -> list[dict[str, Any]]:
+    """Return what each thread did of each kernel in one run, in the order of time."""
+    ends = run.times[1:]
+    start = int(run.times[0])
+    found = []
+    parallel = set()
+    for thread, begin, end, _ in run.shares.tolist():
+        kernel = int(np.searchsorted(ends, begin, side="right"))
+        if kernel < len(ends):
+            parallel.add(kernel)
+            found.append((kernel, thread, begin, end))
+    for kernel, (begin, end) in enumerate(zip(run.times[:-1].tolist(), ends.tolist())):
+        if kernel not in parallel:
+            found.append((kernel, 0, begin, end))
+    return [
+        {
+            "kernel": kernel,
+            "thread": thread,
+            "start_us": (begin - start) / 1e3,
+            "end_us": (end - start) / 1e3,
+        }
+        for kernel, thread, begin, end in sorted(found, key=lambda share: share[2])
+    ]
+
+
+# -- the user's lines ----------------------------------------------------------------------------
+
+
+def lines_of(programs: Iterable[Mapping[str, Any]]) -> dict[str, set[int]]:
+    """Return the numbers of the lines that programs come from, by file."""
+    found: dict[str, set[int]] = {}
+    for entry in programs:
+        for node in entry["nodes"]:
+            if node["line"]:
+                found.setdefault(node["line"][0], set()).add(node["line"][1])
+        for kernel in entry["kernels"]:
+            for path, number in kernel["lines"]:
+                found.setdefault(path, set()).add(number)
+    return found
+
+
+def files(lines: Mapping[str, set[int]]) -> dict[str, dict[str, Any]]:
+    """Return the text of the files that lines are of, or of a long file the part around them."""
+    found = {}
+    for path, numbers in lines.items():
+        text = [line.rstrip("\n") for line in linecache.getlines(path)]
+        first, last = 1, len(text)
+        if len(text) > WHOLE:
+            first = max(first, min(numbers) - AROUND)
+            last = min(last, max(numbers) + AROUND)
+        name = path.replace("\\", "/").rpartition("/")[2]
+        found[path] = {"name": name, "first": first, "lines": text[first - 1 : last]}
+    return found

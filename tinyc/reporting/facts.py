@@ -1,0 +1,254 @@
+"""What is known of a program without running it: nodes, kernels, links, memory, passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinyc import pipeline
+from tinyc.compiler import NativeExecutable, host_target
+from tinyc.diagnostics import UNKNOWN, Origin
+from tinyc.ir.node import Node, toposort
+from tinyc.ir.ops import describe_type
+from tinyc.ir.phases import phases
+from tinyc.ir.plan import Stage
+from tinyc.ir.printer import to_text
+from tinyc.ir.program import KernelInfo, Program, StorageInfo
+from tinyc.runtime.buffer import Buffer
+
+Place = list[Any] | None
+# What a buffer's own word on what it is for stands above what the graph says.
+TOLD = ("parameter", "gradient", "optimizer")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A program made once more from its graph, with all that the passes had in hand."""
+
+    program: Program
+    compilation: pipeline.Compilation
+
+
+def rebuild(executable: NativeExecutable) -> Rebuilt:
+    """Run the passes on a program's graph again: they give the same program, and what led to it.
+
+    A program that came from the disk has kept neither its plan nor what its passes did.
+    """
+    outputs, leaves = executable.outputs, executable.leaves
+    return Rebuilt(*pipeline.build_program(outputs, leaves, host_target()))
+
+
+def place(origin: Origin | None) -> Place:
+    """Return a line of the user as JSON has it; None where it is not known."""
+    return None if origin is None or tuple(origin) == UNKNOWN else [origin[0], origin[1]]
+
+
+def places(origins: Sequence[Origin | None]) -> list[Place]:
+    """Return the known lines among some, each once."""
+    return [place(origin) for origin in dict.fromkeys(origins) if place(origin)]
+
+
+# -- the graph -----------------------------------------------------------------------------------
+
+
+def nodes(built: Rebuilt) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """Return the nodes of the simplified graph, numbered as kernels know them, and its edges."""
+    outputs = built.compilation.graph
+    order = toposort(outputs)
+    phase = phases(outputs)
+    texts = to_text(outputs).splitlines()
+    homes = node_kernels(order, built.program.kernels)
+    found = [
+        {
+            "id": number,
+            "op": n.op.name.lower(),
+            "text": texts[number].partition("  #")[0].rstrip(),
+            "shape": describe_type(n.shape, n.dtype),
+            "line": place(n.origin),
+            "phase": phase[n],
+            "kernels": homes[number],
+        }
+        for number, n in enumerate(order)
+    ]
+    numbers = {n: i for i, n in enumerate(order)}
+    edges = [[numbers[s], i] for i, n in enumerate(order) for s in dict.fromkeys(n.src)]
+    return found, edges
+
+
+def node_kernels(order: Sequence[Node], kernels: Sequence[KernelInfo]) -> list[list[int]]:
+    """Return the kernels that compute each node; of one that none computes, those that read it."""
+    homes: list[set[int]] = [set() for _ in order]
+    for index, kernel in enumerate(kernels):
+        for group in kernel.member_nodes:
+            for number in group:
+                homes[number].add(index)
+    numbers = {n: i for i, n in enumerate(order)}
+    computed = [bool(home) for home in homes]
+    for i in range(len(order) - 1, -1, -1):
+        for s in order[i].src:
+            if not computed[numbers[s]]:
+                homes[numbers[s]] |= homes[i]
+    return [sorted(home) for home in homes]
+
+
+# -- kernels and what is between them ------------------------------------------------------------
+
+
+def kernels(program: Program) -> list[dict[str, Any]]:
+    """Return the kernels in the order in which they run, without times."""
+    return [
+        {
+            "index": index,
+            "name": kernel.name,
+            "phase": kernel.phase,
+            "members": members(kernel),
+            "lines": places(kernel.origins),
+            "flops": kernel.flops,
+            "bytes": kernel.bytes_moved,
+            "scratch_bytes": kernel.scratch_bytes,
+            "chunks": kernel.chunks,
+            "reads": list(kernel.reads),
+            "writes": list(kernel.writes),
+            "loops": kernel.loops,
+            "source": kernel.source,
+            "source_lines": [
+                [number, name or None] for number, name in enumerate(kernel.source_members, 1)
+            ],
+        }
+        for index, kernel in enumerate(program.kernels)
+    ]
+
+
+def members(kernel: KernelInfo) -> list[dict[str, Any]]:
+    """Return the members of a kernel in the order in which they run."""
+    return [
+        {
+            "name": text.partition(" ")[0],
+            "text": text.partition(" ")[2],
+            "line": place(origin),
+            "nodes": list(group),
+        }
+        for text, origin, group in zip(
+            kernel.members, kernel.member_origins, kernel.member_nodes, strict=True
+        )
+    ]
+
+
+def links(built: Rebuilt) -> list[dict[str, Any]]:
+    """Return each value that one kernel makes and another reads, with why they are two."""
+    plan = built.compilation.plan
+    assert plan is not None
+    home = {stage: index for index, nest in enumerate(plan.nests) for stage in nest.stages()}
+    why = refusals(built.program.remarks)
+    found = []
+    for stage in plan.stages:
+        for producer in dict.fromkeys(stage.producers):
+            if home[producer] != home[stage]:
+                found.append(link(producer, stage, home, why))
+    return found
+
+
+def link(
+    producer: Stage, consumer: Stage, home: Mapping[Stage, int], why: Mapping[tuple, list]
+) -> dict[str, Any]:
+    """Return one value on its way from the kernel that makes it to one that reads it."""
+    storage = producer.buf.storage
+    here, there = home[producer], home[consumer]
+    reasons = why.get((consumer.name, producer.name)) or why.get((consumer.name, here), [])
+    return {
+        "from": here,
+        "to": there,
+        "buffer": storage.name,
+        "bytes": producer.node.size * producer.dtype.itemsize,
+        "shape": describe_type(producer.node.shape, producer.node.dtype),
+        "producer": producer.name,
+        "consumer": consumer.name,
+        "why": reasons,
+    }
+
+
+def refusals(remarks: Sequence[Mapping[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
+    """Return what was refused, by (consumer, producer) and (consumer, its kernel)."""
+    found: dict[tuple, list[dict[str, Any]]] = {}
+    for remark in remarks:
+        if remark["kind"] != "missed" or remark["pass_name"] != "fuse":
+            continue
+        terms = dict(remark["terms"])
+        reason = {
+            "rule": remark.get("rule", ""),
+            "message": remark["message"],
+            "terms": terms,
+            "remedy": remark.get("remedy", ""),
+        }
+        kernel = terms.get("kernel")
+        for key in ((remark["subject"], remark.get("about")), (remark["subject"], kernel)):
+            if key[1] is not None and key[1] != "":
+                reasons = found.setdefault(key, [])
+                if reason not in reasons:
+                    reasons.append(reason)
+    return found
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+def storages(program: Program, buffers: Sequence[Buffer]) -> list[dict[str, Any]]:
+    """Return the arguments and the pieces of the arena, with what each holds and how long."""
+    given = {f"in{i}": buffer.category for i, buffer in enumerate(buffers)}
+    return [
+        {
+            "name": storage.name,
+            "bytes": storage.nbytes,
+            "offset": storage.offset,
+            "first": storage.first,
+            "last": storage.last,
+            "category": category(storage, given.get(storage.name, "")),
+            "line": place(storage.origin),
+            "what": f"{storage.what} {storage.type}".strip(),
+        }
+        for storage in program.storages
+    ]
+
+
+def category(storage: StorageInfo, told: str) -> str:
+    """Return what a storage is for: what its buffer was said to be, else what the graph shows."""
+    return told if told in TOLD else storage.category
+
+
+def peak(program: Program, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return when a run needs most memory, and all that it then consists of, largest first.
+
+    Arguments are there all the time, and so is the scratch memory of a thread.
+    """
+    live = program.live_bytes()
+    kernel = max(range(len(live)), key=live.__getitem__, default=-1)
+    parts = [
+        {key: storage[key] for key in ("what", "category", "bytes", "line", "name")}
+        for storage in found
+        if storage["offset"] is None or storage["first"] <= kernel <= storage["last"]
+    ]
+    if program.scratch_size:
+        scratch = {"what": "temporaries of one thread", "category": "scratch", "line": None}
+        parts.append({**scratch, "bytes": program.scratch_size, "name": "scratch"})
+    return {
+        "bytes": sum(part["bytes"] for part in parts),
+        "kernel": kernel,
+        "arena": program.arena_size,
+        "live": live,
+        "contributors": sorted(parts, key=lambda part: -part["bytes"]),
+    }
+
+
+# -- passes --------------------------------------------------------------------------------------
+
+
+def passes(built: Rebuilt) -> list[dict[str, Any]]:
+    """Return what each pass took and did."""
+    remarks: dict[str, list[dict[str, Any]]] = {}
+    for remark in built.program.remarks:
+        remarks.setdefault(remark["pass_name"], []).append(dict(remark))
+    return [
+        {"name": name, "ms": seconds * 1e3, "firings": [], "remarks": remarks.get(name, [])}
+        for name, seconds in built.compilation.seconds.items()
+    ]
