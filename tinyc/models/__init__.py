@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tinyc.models.gpt import GPT, GPTConfig
 from tinyc.models.lenet import LeNet, SmallCNN
 
-__all__ = ["LeNet", "SmallCNN"]
+__all__ = ["GPT", "GPTConfig", "LeNet", "SmallCNN"]
