@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -91,6 +92,12 @@ def cut(x, starts, sizes, steps):
 
 def padded(x, low, high, interior):
     return view(Op.PAD, x, low, high, interior)
+
+
+def beside(x, low, high, axis=1):
+    """Zeros before and after a matrix along one axis."""
+    widths = ((low, 0), (high, 0)) if axis == 0 else ((0, low), (0, high))
+    return padded(x, *widths, (0, 0))
 
 
 def spread(x, shape, axes):
@@ -202,6 +209,10 @@ CASES = [
     ("cat_of_neighbours",
      raw(Op.CAT, [cut(X, (0, 0), (2, 4), (1, 1)), cut(X, (2, 0), (1, 4), (1, 1))], 0),
      raw(Op.CAT, [cut(X, (0, 0), (2, 2), (1, 2)), cut(X, (0, 2), (2, 2), (1, 1))], 1)),
+    ("add_disjoint", raw(Op.ADD, [beside(N, 0, 4), beside(J, 4, 0)]),
+     raw(Op.ADD, [beside(N, 0, 3), beside(J, 3, 0)])),
+    ("add_disjoint", raw(Op.ADD, [beside(N, 5, 0, 0), beside(J, 0, 5, 0)]),
+     raw(Op.ADD, [beside(N, 4, 0), beside(J, 4, 0)])),
     ("reduce_of_ones", view(Op.REDUCE, cut(X, (0, 0), (1, 4), (1, 1)), "max", (0, 1)),
      view(Op.REDUCE, X, "max", (0, 1))),
     ("reduce_of_expand", view(Op.REDUCE, spread(V, (8, 4, 2), (1,)), "max", (0, 1)),
@@ -308,6 +319,16 @@ def test_a_sum_over_an_expanded_axis_is_a_product():
     after, names = fired(view(Op.REDUCE, x, "sum", (0,)))
     assert "reduce_of_expand" in names
     assert after is b.mul(V, 5.0)
+
+
+def test_a_sum_of_three_parts_is_one_concatenation_in_any_order():
+    other = b.mul(N, J)
+    parts = [beside(x, low, 8 - low) for x, low in ((N, 4), (J, 8), (other, 0))]
+    for order in itertools.permutations(parts):
+        after, _ = fired(b.add(b.add(order[0], order[1]), order[2]))
+        assert after is b.cat([other, N, J], 1)
+    after, _ = fired(b.add(parts[0], parts[1]))
+    assert after is beside(b.cat([N, J], 1), 4, 0)
 
 
 def test_a_reduction_that_is_used_twice_is_not_done_twice():

@@ -2,8 +2,8 @@
 
 An identity is here only where it holds for NaN, infinities and -0.0 as well: x*0, x-x and x/x
 stay, x+0.0 stays (it turns -0.0 into 0.0), float sums and products are not regrouped. (Of a sum
-over an axis, the sign of a zero is not kept.) A gather stays whatever it reads, since it checks
-its index.
+over an axis, or with the zeros of a padding, the sign of a zero is not kept.) A gather stays
+whatever it reads, since it checks its index.
 """
 
 from __future__ import annotations
@@ -550,6 +550,50 @@ def _joined(x: Node, y: Node, axis: int) -> Node | None:
     return node(Op.SLICE, x.src, (starts, whole, steps))
 
 
+@rule(Op.ADD)
+def add_disjoint(n: Node) -> Node | None:
+    """pad(x) + pad(y) -> cat(x, y)    where one is padding wherever the other is not"""
+    left, right = (_padded_parts(s) for s in n.src)
+    if left is None or right is None or left[0] != right[0]:
+        return None
+    axis = left[0]
+    parts = sorted([*left[1], *right[1]], key=lambda part: part[0])
+    ends = [start + part.shape[axis] for start, part in parts]
+    if any(end > start for end, (start, _) in zip(ends, parts[1:])):
+        return None
+    pieces = [parts[0][1]]
+    for end, (start, part) in zip(ends, parts[1:]):
+        if start > end:
+            gap = _with(part.shape, axis, start - end)
+            pieces.append(_expand(b.const(0, n.dtype), gap, ()))
+        pieces.append(part)
+    whole = node(Op.CAT, tuple(pieces), (axis,))
+    none = (0,) * len(n.shape)
+    low, high = (_with(none, axis, width) for width in (parts[0][0], n.shape[axis] - ends[-1]))
+    return node(Op.PAD, (whole,), (low, high, none)) if whole.shape != n.shape else whole
+
+
+def _padded_parts(n: Node) -> tuple[int, list[tuple[int, Node]]] | None:
+    """(axis, [(start, part)]): the parts of a node that is zero outside of them on one axis."""
+    first = 0
+    if n.op is Op.PAD and not any(n.attrs[2]):
+        padded = [k for k, widths in enumerate(zip(*n.attrs[:2])) if any(widths)]
+        if len(padded) != 1:
+            return None
+        (axis,), n, first = padded, n.src[0], n.attrs[0][padded[0]]
+        if n.op is not Op.CAT or n.attrs[0] != axis:
+            return axis, [(first, n)]
+    elif n.op is not Op.CAT:
+        return None
+    (axis,) = n.attrs
+    parts = []
+    for piece in n.src:
+        if not _is(piece, 0):
+            parts.append((first, piece))
+        first += piece.shape[axis]
+    return axis, parts
+
+
 @rule(*_FOLDABLE, Op.WHERE)
 def elementwise_of_expand(n: Node) -> Node | None:
     """f(expand x, expand y) -> expand(f(x, y))    fewer elements; constants are of any shape"""
@@ -746,6 +790,9 @@ RULES = (
     elementwise_of_expand,
     cat_of_one,
     cat_of_neighbours,
+
+
+    add_disjoint,
     reduce_of_ones,
     reduce_of_expand,
     sum_of_neg,

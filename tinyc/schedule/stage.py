@@ -346,10 +346,9 @@ def lives_in(b: Builder, n: Node, where: Buf) -> bool:
 
 
 def try_place(b: Builder, value: Node, where: Buf) -> bool:
-    """Let `value` be computed straight into `where`; looks through reshapes of dense regions."""
-    while value.op is Op.RESHAPE and is_dense(where):
-        value = value.src[0]
-        where = Buf(where.storage, value.shape, row_major(value.shape), where.offset)
+    """Let `value`, or what it is a reshape or permutation of, be computed straight into `where`."""
+    for value, where in behind(value, where):
+        pass
     if value.op in LEAVES or value.op in VIEWS or value.op is Op.ASSIGN or value in b.place:
         return False
     if value.shape != where.shape or (value.op is Op.CAT and not is_dense(where)):
@@ -357,6 +356,47 @@ def try_place(b: Builder, value: Node, where: Buf) -> bool:
     b.stored.add(value)
     b.place[value] = where
     return True
+
+
+def behind(value: Node, where: Buf) -> Iterator[tuple[Node, Buf]]:
+    """A node with its region; then, while it is a mere order of another's elements, that one with
+    the same region in its own order, if strides can say it."""
+    yield value, where
+    while value.op in (Op.RESHAPE, Op.PERMUTE):
+        source = value.src[0]
+        if value.op is Op.PERMUTE:
+            axis = {p: k for k, p in enumerate(value.attrs[0])}
+            strides = tuple(where.strides[axis[p]] for p in range(len(axis)))
+            where = Buf(where.storage, source.shape, strides, where.offset)
+        else:
+            split = reshaped_strides(where, source.shape)
+            if split is None:
+                return
+            where = Buf(where.storage, source.shape, split, where.offset)
+        value = source
+        yield value, where
+
+
+def reshaped_strides(buf: Buf, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The strides with which the elements of a buffer have another shape, if there are any."""
+    if is_dense(buf) or 0 in shape:
+        return row_major(shape)
+    runs: list[tuple[int, int]] = []
+    for n, stride in zip(buf.shape, buf.strides):
+        if runs and runs[-1][1] == n * stride:
+            runs[-1] = (runs[-1][0] * n, stride)
+        elif n != 1:
+            runs.append((n, stride))
+    strides = []
+    left, step = 1, 1
+    for n in reversed(shape):
+        if left == 1 and n != 1:
+            left, step = runs.pop()
+        if left % n:
+            return None
+        strides.append(step)
+        left, step = left // n, step * n
+    return tuple(reversed(strides))
 
 
 def is_dense(buf: Buf) -> bool:
@@ -402,12 +442,12 @@ def store_cat(b: Builder, n: Node) -> None:
 
 def write_into(b: Builder, value: Node, where: Buf) -> list[Stage]:
     """Make sure that `value` stands in `where`; returns the stages that put it there."""
-    base = value
-    while base.op is Op.RESHAPE and base not in b.place and is_dense(where):
-        base = base.src[0]
-    placed = b.place.get(base)
-    if placed is not None and same_place(placed, where):
-        return b.writers[placed]
+    for base, region_of_base in behind(value, where):
+        placed = b.place.get(base)
+        if placed is not None:
+            if same_place(placed, region_of_base):
+                return b.writers[placed]
+            break
     return [add_copy(b, value, where)]
 
 
@@ -430,7 +470,7 @@ def store_assign(b: Builder, n: Node) -> None:
     before = b.writers.get(old, [])
     for w in written:
         w.after.extend(s for s in before if s is not w)
-    if full and written[0].buf.shape == n.shape:
+    if full and written[0].buf.shape == n.shape and is_dense(written[0].buf):
         whole = written[0].buf
     else:
         whole = dense(where.storage, n.shape)
