@@ -347,8 +347,7 @@ def lives_in(b: Builder, n: Node, where: Buf) -> bool:
 
 def try_place(b: Builder, value: Node, where: Buf) -> bool:
     """Let `value`, or what it is a reshape or permutation of, be computed straight into `where`."""
-    for value, where in behind(value, where):
-        pass
+    *_, (value, where) = behind(value, where)
     if value.op in LEAVES or value.op in VIEWS or value.op is Op.ASSIGN or value in b.place:
         return False
     if value.shape != where.shape or (value.op is Op.CAT and not is_dense(where)):
