@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinyc.ir.dtype import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
     from tinyc.nn.serialization import load, save
     from tinyc.random import Generator, get_rng_state, manual_seed, set_rng_state
-    from tinyc.reporting import compare, explain
+    from tinyc.reporting import compare, explain, profile
     from tinyc.tensor import (
         Size,
         Tensor,
@@ -123,6 +123,7 @@ __all__ = [
     "outer",
     "permute",
     "pow",
+    "profile",
     "rand",
     "rand_like",
     "randint",
@@ -181,7 +182,7 @@ _HOMES = {
         *("DType", "bool_", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"),
     ),
     "random": ("Generator", "get_rng_state", "manual_seed", "set_rng_state"),
-    "reporting": ("compare", "explain"),
+    "reporting": ("compare", "explain", "profile"),
     "tensor": (
         *("Size", "Tensor", "enable_grad", "from_dlpack", "from_numpy", "grad"),
         *("is_grad_enabled", "maximum", "minimum", "no_grad", "set_grad_enabled"),

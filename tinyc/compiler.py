@@ -18,6 +18,7 @@ from tinyc.diagnostics import Remark, debug_line, emit, format_origin
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
+from tinyc.runtime import recorder
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device, get_device
 
@@ -216,11 +217,21 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     compilations += 1
     if device == "numpy":
         return NumpyExecutable(outputs, leaves)
+    with recorder.span("compile", "compile", nodes=len(toposort(outputs))):
+        return make_native(outputs, leaves, device)
+
+
+def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
+                device: str) -> NativeExecutable:
+    """Make or load a program, then its library."""
     native = get_device(device)
     start, loaded = time.perf_counter(), programs_loaded
-    program = find_program(outputs, leaves, device)
+    with recorder.span("program", "compile"):
+        program = find_program(outputs, leaves, device)
     middle = time.perf_counter()
-    executable = NativeExecutable(program, native.load(program), device, outputs, leaves)
+    with recorder.span("C compiler", "compile", kernels=len(program.kernels)):
+        loaded_program = native.load(program)
+    executable = NativeExecutable(program, loaded_program, device, outputs, leaves)
     verb = "compiled" if programs_loaded == loaded else "loaded"
     report(verb, outputs, program, middle - start, time.perf_counter() - middle)
     return executable

@@ -14,6 +14,7 @@ from tinyc.capture.replay import Replay, Spec, capture, spec_of
 from tinyc.diagnostics import Remark, TinycError, caller_origin, emit, warn_once
 from tinyc.ir.node import Graph
 from tinyc.ir.printer import to_text
+from tinyc.runtime import recorder
 from tinyc.tensor import Tensor
 from tinyc.tensor.modes import recording
 
@@ -141,7 +142,8 @@ class Jitted:
             left = iter(inner)
             return self._call(rebuild(args, left), rebuild(kwargs, left))
 
-        replay = capture(self._name(), call, tensors)
+        with recorder.span(f"capture {self._name()}", "capture"):
+            replay = capture(self._name(), call, tensors)
         kept = [objects(args), objects(kwargs)] if not isinstance(static, int) else []
         variant = Variant(static, specs, replay, Guards(self._target()), kept)
         self._variants.append(variant)

@@ -140,6 +140,11 @@ class Program:
         """Bytes that kernels read and write outside their own scratch."""
         return sum(k.bytes_moved for k in self.kernels)
 
+    def footprint(self, threads: int) -> int:
+        """Bytes that a run needs: arguments, the arena, and the scratch memory of its threads."""
+        arguments = [s.nbytes for s in self.storages if s.offset is None and s.first >= 0]
+        return sum(arguments) + self.arena_size + threads * self.scratch_size
+
     def live_bytes(self) -> list[int]:
         """Bytes of the arena that are in use during each kernel."""
         live = [0] * len(self.kernels)

@@ -3,6 +3,7 @@
 from tinyc.reporting.collect import collect
 from tinyc.reporting.comparison import Comparison, KernelTimes, compare
 from tinyc.reporting.explanation import Explanation, explain, native_runs, refusals
+from tinyc.reporting.profiling import Profile, profile
 from tinyc.reporting.recording import Recording, record
 from tinyc.reporting.text import describe_kernel, origins_text, quantity, table
 
@@ -10,6 +11,7 @@ __all__ = [
     "Comparison",
     "Explanation",
     "KernelTimes",
+    "Profile",
     "Recording",
     "collect",
     "compare",
@@ -17,6 +19,7 @@ __all__ = [
     "explain",
     "native_runs",
     "origins_text",
+    "profile",
     "quantity",
     "record",
     "refusals",

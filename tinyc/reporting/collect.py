@@ -7,13 +7,12 @@ import linecache
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from tinyc.diagnostics import format_origin
 from tinyc.reporting import facts
 from tinyc.reporting.machine import Machine, machine
 from tinyc.reporting.measure import REPEATS, Times, beside, run_in_turns, variants
 from tinyc.reporting.recording import Recorded, Recording, record_call
+from tinyc.reporting.timeline import shares
 from tinyc.runtime.recorder import Run
 from tinyc.version import __version__
 
@@ -130,26 +129,15 @@ def rates(kernel: Mapping[str, Any], microseconds: float, peaks: Machine) -> dic
 
 def timeline(run: Run) -> list[dict[str, Any]]:
     """Return what each thread did of each kernel in one run, in the order of time."""
-    ends = run.times[1:]
     start = int(run.times[0])
-    found = []
-    parallel = set()
-    for thread, begin, end, _ in run.shares.tolist():
-        kernel = int(np.searchsorted(ends, begin, side="right"))
-        if kernel < len(ends):
-            parallel.add(kernel)
-            found.append((kernel, thread, begin, end))
-    for kernel, (begin, end) in enumerate(zip(run.times[:-1].tolist(), ends.tolist())):
-        if kernel not in parallel:
-            found.append((kernel, 0, begin, end))
     return [
         {
-            "kernel": kernel,
-            "thread": thread,
-            "start_us": (begin - start) / 1e3,
-            "end_us": (end - start) / 1e3,
+            "kernel": share.kernel,
+            "thread": share.thread,
+            "start_us": (share.start - start) / 1e3,
+            "end_us": (share.end - start) / 1e3,
         }
-        for kernel, thread, begin, end in sorted(found, key=lambda share: share[2])
+        for share in shares(run)
     ]
 
 
