@@ -1,0 +1,248 @@
+"""tinyc.profile: the table, the trace and the memory of what a block runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from steps import mlp_step
+
+import tinyc
+from tinyc import config
+from tinyc.reporting import profiling
+from tinyc.runtime import footprint, recorder
+from tinyc.runtime.buffer import ALLOCATOR, Buffer
+from tinyc.tensor import Tensor
+
+pytestmark = pytest.mark.skipif(
+    config.current().device != "cpu", reason="only compiled programs have kernels"
+)
+
+
+@pytest.fixture(scope="module")
+def profiled():
+    step, batch = mlp_step()
+    with tinyc.profile() as p:
+        for _ in range(5):
+            with p.span("one step"):
+                step(*batch)
+    return p
+
+
+class TestTable:
+    def test_every_kernel_is_counted_once_for_each_run(self, profiled):
+        (program,) = profiled.recorder.programs.values()
+        assert len(profiled.runs) == 5
+        assert {total.kernel.name for total in profiled.kernels} == {
+            kernel.name for kernel in program.kernels
+        }
+        assert all(total.calls == 5 for total in profiled.kernels)
+
+    def test_kernels_are_sorted_by_time_and_add_up(self, profiled):
+        totals = [total.total for total in profiled.kernels]
+        assert totals == sorted(totals, reverse=True)
+        nanoseconds = sum(int(run.times[-1] - run.times[0]) for run in profiled.runs)
+        assert sum(totals) == pytest.approx(nanoseconds / 1e3)
+
+    def test_quartiles_are_in_order(self, profiled):
+        assert all(0 < t.q1 <= t.median <= t.q3 <= t.total for t in profiled.kernels)
+
+    def test_text_has_a_row_for_each_kernel_with_its_line(self, profiled):
+        rows = profiled.table().splitlines()
+        assert rows[0].split()[:2] == ["kernel", "calls"]
+        assert len(rows) == 2 + len(profiled.kernels)
+        assert all("steps.py:" in row for row in rows[2:])
+
+    def test_a_limit_sums_up_the_rest(self, profiled):
+        rows = profiled.table(limit=2).splitlines()
+        assert len(rows) == 5
+        assert rows[-1].startswith(f"and {len(profiled.kernels) - 2} more: ")
+
+    def test_it_is_plain_data(self, profiled):
+        data = json.loads(json.dumps(profiled.to_dict()))
+        assert len(data["kernels"]) == len(profiled.kernels)
+        phases = [kernel["phase"] for kernel in data["kernels"]]
+        assert set(phases) == {"forward", "backward", "optimizer"}
+        assert all(0 < kernel["share"] <= 1 for kernel in data["kernels"])
+
+    def test_nothing_ran(self):
+        with tinyc.profile() as p:
+            pass
+        assert str(p) == "nothing ran"
+        assert p.memory().planned == 0
+
+    def test_outside_the_block_nothing_is_recorded(self):
+        x = Tensor(np.ones(8, np.float32))
+        with tinyc.profile() as p:
+            (x + 1).numpy()
+        (x + 2).numpy()
+        assert len(p.runs) == 1
+        assert recorder.active is None
+
+    def test_what_is_not_captured_is_recorded_too(self):
+        x = Tensor(np.ones((5, 3), np.float32))
+        with tinyc.profile() as p:
+            x.softmax(-1).numpy()
+        assert [total.calls for total in p.kernels] == [1]
+
+
+def complete_events(trace):
+    return [event for event in trace["traceEvents"] if event["ph"] == "X"]
+
+
+def by_track(trace):
+    tracks: dict[tuple[int, int], list[dict]] = {}
+    for event in complete_events(trace):
+        tracks.setdefault((event["pid"], event["tid"]), []).append(event)
+    return tracks
+
+
+@pytest.fixture(scope="module")
+def trace(profiled, tmp_path_factory):
+    path = tmp_path_factory.mktemp("trace") / "trace.json"
+    profiled.save(path)
+    assert [other.name for other in path.parent.iterdir()] == ["trace.json"]
+    return json.loads(path.read_text())
+
+
+class TestTrace:
+    def test_events_have_what_the_format_asks_for(self, trace):
+        for event in trace["traceEvents"]:
+            assert event["ph"] in "XMC"
+            assert isinstance(event["name"], str) and event["name"]
+            assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
+            assert event["ts"] >= 0
+            assert isinstance(event["args"], dict)
+        for event in complete_events(trace):
+            assert event["dur"] >= 0 and event["cat"]
+
+    def test_time_is_monotonic(self, trace):
+        times = [event["ts"] for event in trace["traceEvents"]]
+        assert times == sorted(times)
+
+    def test_events_of_a_track_are_nested_or_apart(self, trace):
+        for events in by_track(trace).values():
+            open_until: list[float] = []
+            for event in events:
+                end = event["ts"] + event["dur"]
+                while open_until and open_until[-1] <= event["ts"] + 1e-3:
+                    open_until.pop()
+                assert not open_until or end <= open_until[-1] + 1e-3, event["name"]
+                open_until.append(end)
+
+    def test_tracks_and_processes_have_names(self, trace):
+        named = {
+            (event["pid"], event["tid"])
+            for event in trace["traceEvents"]
+            if event["name"] == "thread_name"
+        }
+        assert set(by_track(trace)) <= named
+
+    def test_kernels_stand_there_with_their_costs(self, trace, profiled):
+        kernels = [
+            e for e in complete_events(trace) if "flop" in e["args"] and "lines" in e["args"]
+        ]
+        assert len(kernels) == 5 * len(profiled.kernels)
+        total = sum(event["dur"] for event in kernels)
+        assert total == pytest.approx(sum(t.total for t in profiled.kernels), rel=1e-3)
+
+    def test_capture_compilation_and_spans_are_there(self, trace):
+        names = [event["name"] for event in complete_events(trace)]
+        assert names.count("one step") == 5
+        assert any(name.startswith("capture ") for name in names)
+        for name in ("compile", "program", "C compiler"):
+            assert names.count(name) >= 1
+
+    def test_live_memory_is_a_counter(self, trace):
+        counters = [event for event in trace["traceEvents"] if event["ph"] == "C"]
+        assert len(counters) == 5
+        assert counters[0]["args"]["parameter"] > 0
+
+    @pytest.mark.skipif(
+        not shutil.which("trace_processor_shell"), reason="Perfetto's trace processor is not here"
+    )
+    def test_perfetto_reads_it(self, trace, profiled, tmp_path):
+        processor = pytest.importorskip("perfetto.trace_processor")
+        path = tmp_path / "trace.json"
+        path.write_text(json.dumps(trace))
+        binary = shutil.which("trace_processor_shell")
+        config_ = processor.TraceProcessorConfig(bin_path=binary)
+        with processor.TraceProcessor(trace=str(path), config=config_) as opened:
+            rows = list(opened.query("select name, dur from slice where dur >= 0"))
+        assert len(rows) == len(complete_events(trace))
+
+    def test_a_folder_that_is_not_there_leaves_nothing(self, profiled, tmp_path):
+        with pytest.raises(OSError):
+            profiled.save(tmp_path / "missing" / "trace.json")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestThreads:
+    def test_shares_of_threads_make_up_the_parallel_kernels(self):
+        x = Tensor(np.random.default_rng(0).random((1 << 9, 1 << 10), np.float32))
+        with config.configure(threads=2), tinyc.profile() as p:
+            (x.exp() * 2 + x).numpy()
+        (run,) = p.runs
+        (kernel,) = run.program.kernels
+        assert kernel.chunks > 1
+        assert run.shares[:, 3].sum() == kernel.chunks
+        assert set(run.shares[:, 0].tolist()) <= {0, 1}
+        assert (run.shares[:, 1] >= run.times[0]).all()
+        assert (run.shares[:, 2] <= run.times[1]).all()
+
+
+class TestMemory:
+    def test_planned_is_what_is_measured(self, profiled):
+        memory = profiled.memory()
+        if memory.measured is None:
+            pytest.skip("this system does not tell which pages are there")
+        assert memory.measured == pytest.approx(memory.planned, rel=0.05)
+
+    def test_categories_are_the_models(self, profiled):
+        size = 4 * (24 * 48 + 48 + 2 * 48 + 48 * 7 + 7)
+        memory = profiled.memory()
+        assert memory.peak["optimizer"] >= 2 * size
+        assert memory.peak["parameter"] >= size
+        assert memory.peak["gradient"] >= size
+        assert memory.peak["activation"] >= 4 * 40 * 48
+        assert "activation" in str(memory)
+
+    def test_a_category_is_counted_until_its_memory_dies(self):
+        before = ALLOCATOR.categories
+        buffer = Buffer.from_numpy(np.zeros(1000, np.float32), "cpu")
+        buffer.categorize("gradient")
+        assert ALLOCATOR.categories.get("gradient", 0) - before.get("gradient", 0) == 4000
+        buffer.categorize("optimizer")
+        assert ALLOCATOR.categories.get("gradient", 0) == before.get("gradient", 0)
+        del buffer
+        assert ALLOCATOR.categories.get("optimizer", 0) == before.get("optimizer", 0)
+
+    def test_only_touched_pages_are_there(self):
+        array = np.zeros(64 * footprint.PAGE, np.uint8)
+        address = array.ctypes.data
+        range_ = (-(-address // footprint.PAGE) * footprint.PAGE, 32 * footprint.PAGE)
+        array[:] = 1
+        if footprint.resident([range_]) is None:
+            pytest.skip("this system does not tell which pages are there")
+        assert footprint.resident([range_]) == 32 * footprint.PAGE
+        footprint.forget([range_])
+        assert footprint.resident([range_]) == 0
+        array[range_[0] - address + 5 * footprint.PAGE + 3] = 1
+        assert footprint.resident([range_, range_]) == footprint.PAGE
+
+    def test_the_first_run_computes_what_the_others_do(self):
+        x = Tensor(np.random.default_rng(0).random((300, 200), np.float32))
+        expected = (x @ x.T).softmax(-1).sum().numpy()
+        with tinyc.profile():
+            found = (x @ x.T).softmax(-1).sum().numpy()
+        assert np.array_equal(found, expected)
+
+
+def test_the_title_of_a_program_is_the_line_of_its_first_output():
+    x = Tensor(np.ones(11, np.float32))
+    with tinyc.profile() as p:
+        (x * 3).numpy()
+    (program,) = p.recorder.programs.values()
+    assert profiling.title(program).startswith("test_profile.py:")
