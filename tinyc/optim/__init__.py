@@ -1,9 +1,10 @@
-"""Optimizers: each parameter group is updated by one flat elementwise program."""
+"""Optimizers, each parameter group updated by one flat elementwise program, and schedules."""
 
 from __future__ import annotations
 
+from tinyc.optim import lr_scheduler
 from tinyc.optim.adam import Adam, AdamW
 from tinyc.optim.optimizer import Optimizer
 from tinyc.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "lr_scheduler"]

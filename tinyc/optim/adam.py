@@ -55,21 +55,19 @@ class Adam(Optimizer):
         """Adam's bias depends on the number of the step."""
         return True
 
-    def scalars(
-        self, group: ParamGroup, rate: Tensor, done: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the step size, 1/sqrt of the second bias, and the decay factor."""
-        first, second = group["betas"]
+    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Any, ...]:
+        """Return the step size, 1/sqrt of the second bias, the decay factor and both betas."""
+        betas = group.value("betas")
+        first, second = betas[0], betas[1]
         size = rate / (1 - first * first**done)
         root = 1 / (1 - second * second**done).sqrt()
-        return size, root, 1 - rate * group["weight_decay"]
+        return size, root, 1 - rate * group["weight_decay"], first, second
 
     def update(
-        self, group: ParamGroup, scalars: Sequence[Tensor], run: Run, param: Tensor, grad: Tensor
+        self, group: ParamGroup, scalars: Sequence[Any], run: Run, param: Tensor, grad: Tensor
     ) -> Tensor:
         """Write both means and return the new parameters."""
-        size, root, decay = scalars
-        first, second = group["betas"]
+        size, root, decay, first, second = scalars
         if group["weight_decay"] and self.decoupled:
             param = param * decay
         elif group["weight_decay"]:

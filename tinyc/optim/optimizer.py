@@ -18,8 +18,9 @@ from tinyc.tensor import Tensor, no_grad
 class ParamGroup(dict):  # type: ignore[type-arg]
     """The parameters and hyperparameters of a group, by name.
 
-    ``group["lr"] = x`` writes a number that programs read, so a schedule never compiles anything.
-    Changing any other entry makes captured programs trace again.
+    ``group["lr"] = x`` writes a number that programs read, so a schedule never compiles anything,
+    and so does what ``make_live`` was called for. Changing any other entry makes captured programs
+    trace again. ``initial_lr`` is a schedule's own, and no part of programs.
     """
 
     def __init__(self, owner: Optimizer, entries: Mapping[str, Any]) -> None:
@@ -27,23 +28,39 @@ class ParamGroup(dict):  # type: ignore[type-arg]
         self.owner = owner
         self.segments: list[Segment] = arrange(self["params"])
         count = len(self["params"])
-        device = self["params"][0].device if count else None
-        # f64, so that the rate is exactly the Python number and small biases keep their digits.
-        self.rate = state_tensor(np.array(self["lr"], np.float64), device)
-        self.steps = state_tensor(np.array(0.0, np.float64), device)
+        self._device = self["params"][0].device if count else None
+        self._live = {"lr": self._number(self["lr"])}
+        self.steps = self._number(0.0)
         # Steps in which a parameter had no gradient; parameters of one class missed the same.
-        self.missed = state_tensor(np.zeros(count, np.float64), device)
+        self.missed = self._number([0.0] * count)
         self.classes = [0] * count
+
+    def _number(self, value: Any) -> Tensor:
+        # f64, so that the rate is exactly the Python number and small biases keep their digits.
+        return state_tensor(np.array(value, np.float64), self._device)
+
+    def make_live(self, name: str) -> None:
+        """Keep a number, or a tuple of numbers, where programs read it at each run."""
+        if name not in self._live:
+            self._live[name] = self._number(self[name])
+            config.bump_epoch()
+
+    def value(self, name: str) -> Any:
+        """Return what a program computes with: a number, or the tensor that holds it."""
+        return self._live.get(name, self[name])
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise KeyError("a group's parameters are fixed; use add_param_group")
-        if name == "lr":
-            self.rate.load(np.float64(_check_rate(value)))
-        elif name not in self:
+        if name not in self and name != "initial_lr":
             raise KeyError(f"{type(self.owner).__name__} has no option {name!r}")
-        elif self[name] != value:
+        if name == "lr":
+            _check_rate(value)
+        elif name != "initial_lr":
             self.owner.check({**self, name: value})
+        if name in self._live:
+            self._live[name].load(np.array(value, np.float64))
+        elif name != "initial_lr" and self[name] != value:
             config.bump_epoch()
         super().__setitem__(name, value)
         self.add_states()
@@ -100,13 +117,16 @@ class Optimizer:
         """Raise ValueError for hyperparameters out of their range."""
 
     def update(
-        self, group: ParamGroup, scalars: Sequence[Tensor], run: Run, param: Tensor, grad: Tensor
+        self, group: ParamGroup, scalars: Sequence[Any], run: Run, param: Tensor, grad: Tensor
     ) -> Tensor:
         """Write the run's states and return the new parameters; all tensors are flat."""
         raise NotImplementedError
 
-    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Tensor, ...]:
-        """Return what does not depend on the element, from 0-d f64 rate and steps done before."""
+    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Any, ...]:
+        """Return what does not depend on the element, from 0-d f64 rate and steps done before.
+
+        Numbers stay as they are, tensors become of the parameters' dtype.
+        """
         raise NotImplementedError
 
     # What users call
@@ -119,7 +139,7 @@ class Optimizer:
         for param in params:
             self._check_param(param, taken)
         entries = {**self.defaults, **group, "params": list({id(p): p for p in params}.values())}
-        unknown = entries.keys() - self.defaults.keys() - {"params"}
+        unknown = entries.keys() - self.defaults.keys() - {"params", "initial_lr"}
         if unknown:
             raise TypeError(f"{type(self).__name__}: unknown option {', '.join(sorted(unknown))}")
         _check_rate(entries["lr"])
@@ -200,7 +220,10 @@ class Optimizer:
         if len(set(group.classes)) > 1:
             done = done - group.missed[run.pieces[0].index]
         dtype = run.segment.base.dtype
-        scalars = [scalar.to(dtype) for scalar in self.scalars(group, group.rate, done)]
+        scalars = [
+            scalar.to(dtype) if isinstance(scalar, Tensor) else scalar
+            for scalar in self.scalars(group, group.value("lr"), done)
+        ]
         with marking(BACKWARD):
             grad = run.gradient()
         if group["maximize"]:
@@ -280,7 +303,7 @@ class Optimizer:
             self._check_state(group, rows)
             states.append(rows)
         for group, theirs, rows in zip(self.param_groups, saved, states):
-            for key in _options(group):
+            for key in (*_options(group), "initial_lr"):
                 if key in theirs:
                     group[key] = theirs[key]
             self._load_group(group, rows)
@@ -323,9 +346,8 @@ def _options(group: ParamGroup) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _check_rate(value: Any) -> float:
+def _check_rate(value: Any) -> None:
     if not isinstance(value, (int, float, np.floating)) or isinstance(value, bool):
         raise TypeError(f"optimizer: lr is a number, not {type(value).__name__}")
     if not value >= 0:
         raise ValueError(f"optimizer: lr must be at least 0, not {value}")
-    return float(value)

@@ -54,22 +54,23 @@ class SGD(Optimizer):
         """The first step is undamped; without dampening all steps are alike."""
         return bool(group["momentum"] and group["dampening"])
 
-    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Tensor, ...]:
-        """Return the rate and, with dampening, the gradient's factor in the momentum."""
-        if not self.counts_steps(group):
-            return (rate,)
-        return rate, 1.0 - group["dampening"] * (done > 0).to(rate.dtype)
+    def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Any, ...]:
+        """Return the rate, the momentum and the gradient's factor in it, None without dampening."""
+        fresh = None
+        if self.counts_steps(group):
+            fresh = 1.0 - group["dampening"] * (done > 0).to(rate.dtype)
+        return rate, group.value("momentum"), fresh
 
     def update(
-        self, group: ParamGroup, scalars: Sequence[Tensor], run: Run, param: Tensor, grad: Tensor
+        self, group: ParamGroup, scalars: Sequence[Any], run: Run, param: Tensor, grad: Tensor
     ) -> Tensor:
         """Write the momentum and return the new parameters."""
-        rate = scalars[0]
+        rate, factor, fresh = scalars
         if group["weight_decay"]:
             grad = grad + group["weight_decay"] * param
         if group["momentum"]:
-            fresh = scalars[1] * grad if len(scalars) > 1 else grad
-            momentum = group["momentum"] * run.read("momentum_buffer") + fresh
+            added = grad if fresh is None else fresh * grad
+            momentum = factor * run.read("momentum_buffer") + added
             run.write("momentum_buffer", momentum)
-            grad = grad + group["momentum"] * momentum if group["nesterov"] else momentum
+            grad = grad + factor * momentum if group["nesterov"] else momentum
         return param - rate * grad
