@@ -38,6 +38,14 @@ class TestDebug:
         assert not shown.shows(5)
         assert shown.shows(1)
         assert shown.shows(3, pass_name="fuse") and not shown.shows(3, pass_name="memory")
+        assert not shown.shows(3, kernel="softmax", pass_name="memory")
+
+    def test_with_a_filter_only_what_it_names_is_shown(self):
+        assert not Debug(5, kernel="soft").shows(5, pass_name="fuse")
+        assert not Debug(5, pass_name="fuse").shows(4, kernel="softmax")
+        assert not Debug(5, pass_name="fuse").shows(2)
+        assert Debug(5, pass_name="fuse").shows(1)
+        assert not Debug(0).shows(1)
 
 
 class TestEnvironment:

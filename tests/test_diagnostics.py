@@ -56,10 +56,26 @@ def test_debug_prints_plain_text_on_standard_error(capsys):
     with config.debug("3@fuse"):
         emit(remark())
         emit(Remark("applied", "memory", "arena", "reused"))
+        diagnostics.debug_line(1, "compiled")
         diagnostics.debug_line(2, "ran", kernel="k")
     shown = capsys.readouterr()
-    assert shown.err == str(remark()) + "\nran\n"
+    assert shown.err == str(remark()) + "\ncompiled\n"
     assert shown.out == ""
+
+
+def test_diffs_have_colours_on_a_terminal_only(monkeypatch, capsys):
+    text = "pass simplify\n--- before\n+++ after\n-gone\n+come\n kept"
+    diagnostics.print_debug(text, "blue")
+    assert capsys.readouterr().err == text + "\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    diagnostics.print_debug(text, "blue")
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "\033[34mpass simplify\033[0m"
+    assert shown[3:] == ["\033[31m-gone\033[0m", "\033[32m+come\033[0m", " kept"]
+    monkeypatch.setenv("NO_COLOR", "1")
+    diagnostics.print_debug(text, "blue")
+    assert capsys.readouterr().err == text + "\n"
 
 
 def test_warnings_come_once_and_on_the_users_line(recwarn):

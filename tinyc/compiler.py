@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyc import config
-from tinyc.diagnostics import Remark, debug_line, emit, format_origin
+from tinyc.diagnostics import Remark, collected
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
@@ -24,6 +24,8 @@ from tinyc.runtime.device import default_device, get_device
 
 # What only a compilation, the evaluator or a check needs is imported there.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tinyc.ir.program import Program, Target
 
 # -- running -------------------------------------------------------------------------------------
@@ -230,11 +232,10 @@ def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
         program = find_program(outputs, leaves, device)
     middle = time.perf_counter()
     with recorder.span("C compiler", "compile", kernels=len(program.kernels)):
-        loaded_program = native.load(program)
-    executable = NativeExecutable(program, loaded_program, device, outputs, leaves)
+        ready = native.load(program)
     verb = "compiled" if programs_loaded == loaded else "loaded"
-    report(verb, outputs, program, middle - start, time.perf_counter() - middle)
-    return executable
+    report(verb, outputs, program, ready.library, middle - start, time.perf_counter() - middle)
+    return NativeExecutable(program, ready, device, outputs, leaves)
 
 
 def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: str) -> Program:
@@ -248,7 +249,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: st
     if program is not None:
         programs_loaded += 1
         for remark in program.remarks:
-            emit(Remark.from_dict(remark))
+            collected(Remark.from_dict(remark))
         return program
     from tinyc import pipeline
 
@@ -270,17 +271,14 @@ def host_target() -> Target:
     return replace(CPU, lanes=lanes, tile_rows=CPU.tile_rows * (2 if lanes == 16 else 1))
 
 
-def report(verb: str, outputs: tuple[Node, ...], program: Program, passes: float,
-           compiling: float) -> None:
-    """DEBUG=1: one line for each program; DEBUG=4: the source."""
-    if config.current().debug.level < 1:
-        return
-    nodes = len(toposort(outputs))
-    debug_line(1, f"{verb} {nodes} nodes -> {len(program.kernels)} kernels "
-                  f"[{format_origin(outputs[0].origin)}]  passes {passes * 1e3:.0f} ms, "
-                  f"compiler {compiling * 1e3:.0f} ms, arena {program.arena_size / 1024:.0f} KiB")
-    for kernel in program.kernels:
-        debug_line(4, kernel.source, kernel=kernel.name)
+def report(verb: str, outputs: tuple[Node, ...], program: Program, library: Path | None,
+           passes: float, compiling: float) -> None:
+    """Print what DEBUG asks for of a program that was made or found."""
+    if config.current().debug.level >= 1:
+        from tinyc import debugging
+
+        seconds = {"passes": passes, "compiler": compiling}
+        debugging.show_program(verb, outputs, program, library, seconds)
 
 
 def execute(outputs: Sequence[Node], memory: Mapping[int, Buffer]) -> list[Buffer | None]:

@@ -28,12 +28,15 @@ class Debug:
     pass_name: str = ""
 
     def shows(self, level: int, kernel: str | None = None, pass_name: str | None = None) -> bool:
-        """Tell whether text of this level, about this kernel or pass (None: neither), is wanted."""
-        if self.level < level:
-            return False
-        if kernel is not None and self.kernel and not re.search(self.kernel, kernel):
-            return False
-        return pass_name is None or not self.pass_name or bool(re.search(self.pass_name, pass_name))
+        """Tell whether text of this level, about this kernel or pass (None: neither), is wanted.
+
+        With filters it must be about something that they name. Level 1 is always wanted.
+        """
+        if level > self.level or level <= 1:
+            return level <= self.level
+        given = [(p, n) for p, n in ((self.kernel, kernel), (self.pass_name, pass_name)) if p]
+        about = [(pattern, name) for pattern, name in given if name is not None]
+        return bool(about or not given) and all(re.search(p, n) for p, n in about)
 
 
 def parse_debug(text: str) -> Debug:

@@ -202,11 +202,16 @@ def collect() -> Iterator[list[Remark]]:
 
 def emit(remark: Remark, level: int = 3) -> None:
     """Hand a remark to the collectors, and print it where DEBUG is at least ``level``."""
-    for remarks in _collectors.get():
-        remarks.append(remark)
+    collected(remark)
     if config.current().debug.level >= level:
         colour = {"applied": "green", "missed": "yellow", "analysis": "cyan"}[remark.kind]
         debug_line(level, str(remark), pass_name=remark.pass_name, colour=colour)
+
+
+def collected(remark: Remark) -> None:
+    """Hand a remark to the collectors; who calls this prints, if at all, a text of many remarks."""
+    for remarks in _collectors.get():
+        remarks.append(remark)
 
 
 _COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36, "grey": 90}
@@ -228,9 +233,21 @@ def debug_line(
     colour: str = "",
 ) -> None:
     """Print text on standard error where DEBUG asks for this level, kernel and pass."""
-    if not config.current().debug.shows(level, kernel, pass_name):
-        return
-    print(paint(text, colour, sys.stderr) if colour else text, file=sys.stderr)
+    if config.current().debug.shows(level, kernel, pass_name):
+        print_debug(text, colour)
+
+
+def print_debug(text: str, colour: str = "") -> None:
+    """Print text on standard error: its first line in a colour, unified diffs in the usual ones."""
+    first, *rest = text.split("\n")
+    rest = [_painted_difference(line) for line in rest] if "\n--- " in text else rest
+    first = paint(first, colour, sys.stderr) if colour else first
+    print("\n".join([first, *rest]), file=sys.stderr)
+
+
+def _painted_difference(line: str) -> str:
+    colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+    return paint(line, colour, sys.stderr) if colour else line
 
 
 _warned: set[str] = set()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tinyc import config, dumps
+from tinyc import config, debugging, dumps
 from tinyc.codegen import c, cpu
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
-from tinyc.diagnostics import debug_line, emit
+from tinyc.diagnostics import collected
 from tinyc.ir.build import materialize
 from tinyc.ir.cost import stage_work
 from tinyc.ir.lift import lift
@@ -22,15 +23,16 @@ from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.phases import phases
 from tinyc.ir.plan import Nest, Plan
-from tinyc.ir.plan_text import plan_text
-from tinyc.ir.printer import to_text
+from tinyc.ir.plan_text import plan_blocks
+from tinyc.ir.printer import carry_names, number, to_text
 from tinyc.ir.program import Program, Target
 from tinyc.ir.reuse import reuse
 from tinyc.ir.simplify import simplify
+from tinyc.ir.steps import Step, watch
 from tinyc.ir.verify import verify
 from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.fuse import fuse
-from tinyc.schedule.memory import plan_memory
+from tinyc.schedule.memory import memory_text, plan_memory
 from tinyc.schedule.recompute import recompute
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
@@ -99,38 +101,82 @@ PLAN = (
 
 @dataclass
 class Compilation:
-    """What a compilation leaves behind for those who read it: times and texts by pass."""
+    """A compilation on its way, and what it leaves behind for those who read it.
+
+    `graph` is what the graph passes have made of `outputs` so far, `plan` what the others fill in.
+    `names` are those of the graph's nodes in texts. With `keeps_texts` each step has its texts, and
+    with `shows` DEBUG prints them.
+    """
 
     outputs: tuple[Node, ...]
+    leaves: tuple[Node, ...]
+    target: Target
+    keeps_texts: bool = False
+    shows: bool = False
     graph: tuple[Node, ...] = ()
     plan: Plan | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    names: dict[Node, str] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.graph = self.outputs
+        if self.keeps_texts:
+            self.names = number(self.outputs)
+            text = to_text(self.outputs, self.names)
+            self.steps.append(Step("graph", "graph", blocks={"": text}))
 
 
-def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
-               target: Target) -> Compilation:
-    """Graph -> plan with scheduled kernels and memory."""
-    done = Compilation(outputs)
+def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...], target: Target,
+               again: bool = False) -> Compilation:
+    """Graph -> plan with scheduled kernels and memory; see `build_program`."""
     settings = config.current()
-    shows = settings.debug.level >= 5 or bool(settings.dump)
-    text = done.texts["graph"] = to_text(outputs) if shows else ""
-    for p in GRAPH:
-        outputs = timed(done, p, outputs, target)
-        if settings.check:
-            verify(outputs)
-        if shows:
-            text = show_change(done, p.name, text, to_text(outputs))
-    outputs = tuple(fresh(old, new) for old, new in zip(done.outputs, outputs))
-    plan = done.plan = Plan(outputs, leaves, [])
-    done.graph = outputs
-    for p in PLAN:
-        timed(done, p, plan, target)
-        if shows:
-            text = show_change(done, p.name, text, plan_text(plan))
-    for remark in plan.remarks:
-        emit(remark)
+    shows = settings.debug.level >= 5 and not again
+    done = Compilation(outputs, leaves, target, shows or again or bool(settings.dump), shows)
+    if shows:
+        debugging.show_start(outputs)
+    for p in (*GRAPH, *PLAN):
+        run_pass(done, p)
+    assert done.plan is not None
+    if not again:
+        for remark in done.plan.remarks:
+            collected(remark)
     return done
+
+
+def run_pass(done: Compilation, p: Pass) -> Step:
+    """Run one pass on a compilation, check what it made, and note what it did."""
+    if p in PLAN and done.plan is None:
+        done.graph = tuple(fresh(old, new) for old, new in zip(done.outputs, done.graph))
+        done.plan = Plan(done.graph, done.leaves, [])
+    before = done.graph
+    start = time.perf_counter()
+    with watch() if done.keeps_texts else nullcontext() as fired:
+        if done.plan is None:
+            done.graph = p.run(done.graph, done.target)
+        else:
+            p.run(done.plan, done.target)
+    seconds = time.perf_counter() - start
+    if done.plan is None and config.current().check:
+        verify(done.graph)
+    step = Step(p.name, seconds=seconds)
+    if done.keeps_texts:
+        form, blocks = texts_after(done, p, before)
+        step = replace(step, form=form, blocks=blocks, fired=tuple(fired or ()))
+        if done.shows:
+            debugging.show_step(done.steps[-1], step)
+    done.steps.append(step)
+    return step
+
+
+def texts_after(done: Compilation, p: Pass, before: tuple[Node, ...]) -> tuple[str, dict[str, str]]:
+    """The program as text, in blocks, and which form of it they show."""
+    if done.plan is None:
+        done.names = carry_names(done.names, before, done.graph)
+        return "graph", {"": to_text(done.graph, done.names)}
+    form, blocks = plan_blocks(done.plan)
+    if p.name == "memory":
+        blocks["memory"] = memory_text(done.plan)
+    return form, blocks
 
 
 def fresh(old: Node, new: Node) -> Node:
@@ -138,31 +184,13 @@ def fresh(old: Node, new: Node) -> Node:
     return materialize(new) if new.op is Op.ASSIGN and old.op is not Op.ASSIGN else new
 
 
-def timed(done: Compilation, p: Pass, value: Any, target: Target) -> Any:
-    """Run a pass and note how long it took."""
-    start = time.perf_counter()
-    result = p.run(value, target)
-    done.seconds[p.name] = time.perf_counter() - start
-    return result
+def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Target,
+                  again: bool = False) -> tuple[Program, Compilation]:
+    """Graph -> program: source text, memory plan, launch list, remarks.
 
-
-def show_change(done: Compilation, name: str, before: str, after: str) -> str:
-    """Keep the text after a pass; DEBUG=5 prints what the pass changed, as a unified diff."""
-    done.texts[name] = after
-    if config.current().debug.shows(5, pass_name=name):
-        import difflib
-
-        names = (f"before {name}", f"after {name}")
-        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, "", "", 1, "")
-        diff = "\n".join(lines) or f"{name} (unchanged)"
-        debug_line(5, f"{diff}\n{name} took {done.seconds[name] * 1e3:.1f} ms", pass_name=name)
-    return after
-
-
-def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
-                  target: Target) -> tuple[Program, Compilation]:
-    """Graph -> program: source text, memory plan, launch list, remarks."""
-    done = run_passes(tuple(outputs), tuple(leaves), target)
+    A program that is made once more, `again`, to be looked at, is neither printed nor dumped.
+    """
+    done = run_passes(tuple(outputs), tuple(leaves), target, again)
     plan = done.plan
     assert plan is not None
     source = c.program(plan.kernels, plan.slots)
@@ -176,8 +204,8 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node],
                       source.scratch_size, infos, tuple(plan.sites),
                       tuple(r.to_dict() for r in plan.remarks), source.parts,
                       storage_infos(plan, phase))
-    if config.current().dump:
-        dumps.write(config.current().dump, outputs[0].origin, done.texts, program)
+    if config.current().dump and not again:
+        dumps.write(config.current().dump, outputs[0].origin, done.steps, program)
     return program, done
 
 

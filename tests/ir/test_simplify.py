@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyc import config
 from tinyc.diagnostics import VerifyError
 from tinyc.ir import build as b
 from tinyc.ir import simplify as rules
@@ -18,8 +17,10 @@ from tinyc.ir.dtype import bool_, f32, f64, i8, i32, i64, u8
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import node, toposort
 from tinyc.ir.ops import Op
+from tinyc.ir.printer import brief
 from tinyc.ir.rewrite import Firing, by_op, rewrite, rule
 from tinyc.ir.simplify import simplify
+from tinyc.ir.steps import watch
 from tinyc.ir.verify import verify
 
 
@@ -373,10 +374,14 @@ def test_fuel_ends():
         rewrite([raw(Op.EXP, [X])], by_op([grow]), fuel=7)
 
 
-def test_debug_6_prints_each_firing(capsys):
-    with config.debug(6):
-        simplify([raw(Op.NEG, [raw(Op.NEG, [X])])])
-    assert "neg_neg: neg(neg f32[3,4]) -> " in capsys.readouterr().err
+def test_who_watches_sees_each_firing():
+    with watch() as fired:
+        (after,) = simplify([raw(Op.NEG, [raw(Op.NEG, [X])])])
+    assert after is X
+    assert [(f.name, f.before.split("(")[0], f.after) for f in fired] == [
+        ("neg_neg", "neg", brief(X))
+    ]
+
 
 
 @st.composite

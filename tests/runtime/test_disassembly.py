@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
+from running import Compiled, buffers, floats
 
-from tinyc import config
+from tinyc.composites import activation, linear
+from tinyc.ir import build as b
 from tinyc.runtime import disassembly
 from tinyc.runtime.disassembly import Instruction, innermost_loops
-from tinyc.runtime.toolchain import Unit, load_library
-
-SOURCE = """
-void k0_scale(float *restrict x, long n) {
-  for (long i = 0; i < n; i++) x[i] = x[i] * 3.0f + 1.0f;
-}
-"""
 
 
 def listing(*lines: str) -> list[Instruction]:
@@ -31,12 +27,36 @@ def test_forward_jumps_are_no_loops():
     assert list(innermost_loops(listing("10:je 18 <k+8>", "14:nop", "18:ret"))) == []
 
 
+def test_the_longest_loop_of_a_line_is_shown_without_addresses():
+    loop = [
+        Instruction(16, "vmulps 0x10(%rip),%ymm1  # 2040 <x>", 7),
+        Instruction(20, "je 99 <k+9>", 7),
+        Instruction(24, "jne 10 <k+4>", 8),
+    ]
+    rest = [Instruction(40, "mulss", 7), Instruction(44, "jne 28 <k+4>", 7)]
+    elsewhere = [Instruction(60, "nop", 9), Instruction(64, "jmp 3c <k+2c>", 9)]
+    shown = disassembly.hot_loops([[*loop, *rest], elsewhere], {7: "k", 8: "k"})
+    assert shown == {7: ["vmulps CONSTANT,%ymm1", "je out", "jne loop"]}
+
+
+def test_a_function_has_an_extent():
+    lines = ["static void k1(void *t);", "TC_KERNEL void k0(void *t) {", " x", "}", "}"]
+    assert disassembly.extent(lines, "k0") == range(2, 5)
+    assert not disassembly.extent(lines, "k1")
+
+
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
-def test_a_kernel_is_shown_with_its_command_and_loop(capsys):
-    unit = Unit(SOURCE)
-    _, path = load_library(unit)
-    with config.debug(7):
-        disassembly.show(unit, path, ["k0_scale"])
-    shown = capsys.readouterr().err
-    assert "compiled by: " in shown and " -O2 " in shown
-    assert "k0_scale: loop of" in shown
+def test_a_kernel_is_shown_with_its_command_and_loop():
+    (x, w), _ = buffers(floats(64, 64), floats(64, 64))
+    graph = [activation.relu(linear.linear(x, w)), b.mul(b.add(x, 1.0), x)]
+    compiled = Compiled(graph)
+    library = compiled.executable.native.library
+    texts = disassembly.texts(compiled.program, library)
+    assert " -O2 " in texts[""] and texts[""].endswith(str(library.parent))
+    assert list(texts)[1:] == [kernel.name for kernel in compiled.program.kernels]
+    for kernel in compiled.program.kernels:
+        text = texts[kernel.name]
+        assert text.startswith(f"machine code {kernel.name}\n")
+        assert re.search(r"  loop of \d+ instructions in k?\w+: .*\w", text)
+    assert any("tc_tile_f32" in text for text in texts.values())
+    assert not re.search(r"\b[0-9a-f]+ <", "".join(texts.values()))

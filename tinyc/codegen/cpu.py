@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
-from tinyc.diagnostics import ScheduleError, debug_line
+from tinyc.diagnostics import ScheduleError
 from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, loads, transform
+from tinyc.ir.plan_text import block_lines
 from tinyc.ir.program import Target
+from tinyc.ir.steps import Fired, watched
 
 Body = tuple[Stmt, ...]
 Rewrite = Callable[[Stmt], Body]
@@ -23,6 +25,7 @@ UNROLL_STATEMENTS = 48
 def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel with its contractions, rows and maps scheduled for a CPU."""
     body = schedule_contractions(kernel.body, kernel.name, kernel.chunks, target)
+    note(kernel, "tile contractions", kernel.body, body)
     body = rows_and_maps(body, kernel, target)
     finish = rows_and_maps(kernel.finish, kernel, target)
     return replace(kernel, body=body, finish=finish)
@@ -43,10 +46,17 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) ->
     )
     for name, step in steps:
         before, body = body, step(body)
-        if body != before:
-            debug_line(6, f"schedule: {kernel.name}: {name}", kernel=kernel.name,
-                       pass_name="schedule")
+        note(kernel, name, before, body)
     return body
+
+
+def note(kernel: LoopKernel, name: str, before: Body, after: Body) -> None:
+    """Tell who watches what a step has made of the loops of a kernel."""
+    fired = watched()
+    if fired is not None and before != after:
+        old, new = ("\n".join(block_lines(body, 0)) for body in (before, after))
+        if old != new:
+            fired.append(Fired(name, old, new, kernel=kernel.name))
 
 
 def everywhere(fn: Rewrite) -> Callable[[Body], Body]:

@@ -33,6 +33,7 @@ from tinyc.ir.plan import (
     row_major,
     stages_of,
 )
+from tinyc.ir.plan_text import kernel_name
 from tinyc.ir.program import Target
 
 
@@ -75,15 +76,8 @@ def lower_nest(plan: Plan, nest: Nest, target: Target) -> LoopKernel:
         finish.extend(lower_tree(low, tree, (), root=False))
     members = tuple(s.name for s in stages)
     origins = tuple(dict.fromkeys(s.node.origin for s in stages if s.node.origin))
-    return LoopKernel(kernel_name(nest, stages), tuple(body), tuple(finish), low.chunk,
+    return LoopKernel(kernel_name(nest), tuple(body), tuple(finish), low.chunk,
                       members, origins)
-
-
-def kernel_name(nest: Nest, stages: list[Stage]) -> str:
-    """k<number>_<what it does>, from the heaviest members."""
-    kinds = dict.fromkeys(
-        s.node.op.name.lower() for s in sorted(stages, key=stage_work, reverse=True))
-    return f"k{nest.number}_" + "_".join(list(kinds)[:3])
 
 
 def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:

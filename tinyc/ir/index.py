@@ -82,7 +82,9 @@ class Data:
         return self.serial
 
     def __repr__(self) -> str:
-        return f"[{self.expr}]"
+        from tinyc.ir.plan_text import data_text  # which knows the expressions that this does not
+
+        return f"[{data_text(self.expr)}]"
 
     def free_vars(self) -> frozenset[Var]:
         """The loop variables that the value depends on."""

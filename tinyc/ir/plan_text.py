@@ -1,6 +1,9 @@
 """Plans and loop kernels as text, for dumps and for people."""
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from tinyc.ir.cost import stage_work
 from tinyc.ir.loop import (
     Alloc,
     Apply,
@@ -19,31 +22,41 @@ from tinyc.ir.loop import (
     Stmt,
     Store,
     Within,
+    children,
+    walk,
 )
 from tinyc.ir.plan import Leaf, Nest, Plan, Stage, Tree
 
 
-def plan_text(plan: Plan) -> str:
-    """The most lowered form that a plan has: kernels, else loop trees, else stages."""
+def plan_blocks(plan: Plan) -> tuple[str, dict[str, str]]:
+    """The most lowered form that a plan has, and its texts: a kernel's under its name."""
     if plan.kernels:
-        return "\n".join(kernel_text(k) for k in plan.kernels)
+        return "loops", {k.name: kernel_text(k) for k in plan.kernels}
     if plan.nests:
-        return "\n".join(nest_text(n) for n in plan.nests)
-    return "\n".join(stage_text(s) for s in plan.stages)
+        return "loop trees", {kernel_name(n): nest_text(n) for n in plan.nests}
+    return "stages", {"": "\n".join(line for s in plan.stages for line in stage_lines(s))}
 
 
-def stage_text(stage: Stage) -> str:
-    """One stage on one line."""
+def kernel_name(nest: Nest) -> str:
+    """k<number>_<what it does>, from the heaviest members."""
+    heaviest = sorted(nest.stages(), key=stage_work, reverse=True)
+    kinds = dict.fromkeys(s.node.op.name.lower() for s in heaviest)
+    return f"k{nest.number}_" + "_".join(list(kinds)[:3])
+
+
+def stage_lines(stage: Stage) -> list[str]:
+    """One stage: the parts of its expression that have names, then where the value is stored."""
     axes = ", ".join(f"{v.name}<{v.extent}" for v in stage.axes)
     red = f" {stage.kind} over " + ", ".join(
         f"{v.name}<{v.extent}" for v in stage.red) if stage.red else ""
     where = f"{stage.buf.storage.role} {stage.buf.storage.name}"
-    return f"{stage.name}[{axes}]{red} = {expr_text(stage.expr)}  -> {where}"
+    parts, value = expr_parts(stage.expr)
+    return [*(f"  {part}" for part in parts), f"{stage.name}[{axes}]{red} = {value}  -> {where}"]
 
 
 def nest_text(nest: Nest) -> str:
     """The loop trees of a kernel, its finish last."""
-    lines = [f"kernel {nest.number}"]
+    lines = [f"kernel {kernel_name(nest)}"]
     for tree in nest.body:
         lines += tree_lines(tree, 1)
     if nest.finish:
@@ -57,8 +70,11 @@ def tree_lines(tree: Tree, depth: int) -> list[str]:
     """A loop tree, one line for each loop and stage."""
     pad = "  " * depth
     if isinstance(tree, Leaf):
-        return [pad + stage_text(tree.stage),
-                *(f"{pad}  epilogue {stage_text(s)}" for s in tree.epilogue)]
+        lines = stage_lines(tree.stage)
+        for s in tree.epilogue:
+            *parts, last = stage_lines(s)
+            lines += [*(f"  {part}" for part in parts), f"  epilogue {last}"]
+        return [pad + line for line in lines]
     lines = [f"{pad}for {tree.var.name}<{tree.var.extent}"]
     for child in tree.body:
         lines += tree_lines(child, depth + 1)
@@ -85,7 +101,9 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
     if isinstance(stmt, Store):
         sign = {None: "=", "sum": "+=", "max": "max="}[stmt.accumulate]
         note = f"  # {stmt.note}" if stmt.note else ""
-        return [f"{pad}{stmt.storage}[{stmt.index}] {sign} {expr_text(stmt.value)}{note}"]
+        parts, value = expr_parts(stmt.value)
+        return [*(pad + part for part in parts),
+                f"{pad}{stmt.storage}[{stmt.index}] {sign} {value}{note}"]
     if isinstance(stmt, For):
         kind = "" if stmt.kind == "serial" else stmt.kind.replace("_", " ") + " "
         limit = f", {stmt.limit}" if stmt.limit is not None else ""
@@ -110,31 +128,69 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
             f"{expr_text(stmt.a)} * {expr_text(stmt.b)}", *block_lines(stmt.body, depth + 1)]
 
 
-def expr_text(e: Expr) -> str:
-    """An expression; nesting is cut where it would fill pages."""
-    return _text(e, 12)
+# An expression that nests deeper than this is shown in parts.
+DEEPEST = 6
 
 
-def _text(e: Expr, levels: int) -> str:
+def expr_parts(root: Expr) -> tuple[list[str], str]:
+    """The parts of an expression that are used twice or lie deep, each as `name = text`; the rest.
+
+    Nothing is left out, so that whatever differs between two expressions shows.
+    """
+    uses: dict[int, int] = {}
+    for e in walk(root):
+        for child in children(e):
+            uses[id(child)] = uses.get(id(child), 0) + 1
+    texts: dict[int, str] = {}
+    depth: dict[int, int] = {}
+    parts: list[str] = []
+    for e in walk(root):
+        texts[id(e)] = _text(e, texts)
+        depth[id(e)] = 1 + max((depth[id(c)] for c in children(e)), default=0)
+        shared = uses.get(id(e), 0) > 1 and depth[id(e)] > 2
+        if isinstance(e, (Apply, Check)) and e is not root and (shared or depth[id(e)] > DEEPEST):
+            name = f"e{len(parts)}"
+            parts.append(f"{name} = {texts[id(e)]}")
+            texts[id(e)], depth[id(e)] = name, 1
+    return parts, texts[id(root)]
+
+
+def expr_text(root: Expr) -> str:
+    """An expression on one line."""
+    texts: dict[int, str] = {}
+    for e in walk(root):
+        texts[id(e)] = _text(e, texts)
+    return texts[id(root)]
+
+
+def data_text(expr: object) -> str:
+    """What an index takes from data: an expression, or whatever stands for one."""
+    return expr_text(expr) if isinstance(expr, Expr) else str(expr)
+
+
+def _text(e: Expr, texts: Mapping[int, str]) -> str:
+    """An expression whose operands have texts."""
     if isinstance(e, Const):
         return f"{e.value:g}" if isinstance(e.value, float) else str(e.value)
     if isinstance(e, Read):
-        at = ", ".join(map(str, e.index))
+        at = ", ".join(str(i) for i in e.index)
         return f"{e.buf.storage.name}[{at}]" + _guard(e.guard)
     if isinstance(e, Load):
         return f"{e.storage}[{e.index}]" + _guard(e.guard)
     if isinstance(e, Index):
         return str(e.index)
     if isinstance(e, Within):
-        step = f" step {e.step}" if e.step > 1 else ""
-        return f"({e.lo} <= {e.index} < {e.hi}{step})"
+        return _within(e)
     if isinstance(e, Check):
-        return f"check({_text(e.value, levels - 1)} < {e.bound})" if levels else "..."
+        return f"check({texts[id(e.value)]} < {e.bound})"
     assert isinstance(e, Apply)
-    if not levels:
-        return "..."
-    return f"{e.op.name.lower()}({', '.join(_text(a, levels - 1) for a in e.args)})"
+    return f"{e.op.name.lower()}({', '.join(texts[id(a)] for a in e.args)})"
+
+
+def _within(e: Within) -> str:
+    step = f" step {e.step}" if e.step > 1 else ""
+    return f"({e.lo} <= {e.index} < {e.hi}{step})"
 
 
 def _guard(guard: tuple[Within, ...]) -> str:
-    return "".join(f" if {_text(g, 1)}" for g in guard)
+    return "".join(f" if {_within(g)}" for g in guard)

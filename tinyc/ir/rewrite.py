@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tinyc import config
-from tinyc.diagnostics import Origin, VerifyError, debug_line, format_origin
+from tinyc.diagnostics import Origin, VerifyError
 from tinyc.ir.node import Node, deriving, node, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.printer import brief
+from tinyc.ir.steps import Fired, watched
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Engine:
         self.done: dict[Node, Node] = {}
         self.became: dict[Node, Node] = {}
         self.users: dict[Node, int] = {}
-        self.prints = config.current().debug.level >= 6
+        self.watched = watched()
 
     def count_users(self, order: Sequence[Node], outputs: Sequence[Node]) -> None:
         users = self.users
@@ -156,6 +156,5 @@ class _Engine:
         users = self.users
         gained = users.get(before, 1) - (after in before.src)
         users[after] = users.get(after, 0) + gained
-        if self.prints:
-            where = format_origin(before.origin)
-            debug_line(6, f"{name}: {brief(before)} -> {brief(after)}  [{where}]")
+        if self.watched is not None:
+            self.watched.append(Fired(name, brief(before), brief(after), before.origin))

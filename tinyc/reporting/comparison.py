@@ -11,8 +11,9 @@ import numpy as np
 from tinyc import compiler, config
 from tinyc.compiler import NativeExecutable
 from tinyc.ir.program import Program
+from tinyc.ir.program_text import count
 from tinyc.reporting.explanation import native_runs
-from tinyc.reporting.text import count, origins_text, table
+from tinyc.reporting.text import origins_text, table
 from tinyc.runtime.buffer import Buffer
 
 REPEATS = 15

@@ -10,7 +10,8 @@ from tinyc import compiler
 from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import Remark
 from tinyc.ir.program import KernelInfo, Program
-from tinyc.reporting.text import count, describe_kernel, quantity
+from tinyc.ir.program_text import count, quantity
+from tinyc.reporting.text import describe_kernel
 from tinyc.runtime.buffer import Buffer
 from tinyc.tensor import Tensor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tinyc import pipeline
@@ -15,6 +16,7 @@ from tinyc.ir.phases import phases
 from tinyc.ir.plan import Stage
 from tinyc.ir.printer import to_text
 from tinyc.ir.program import KernelInfo, Program, StorageInfo
+from tinyc.ir.steps import Fired, changes
 from tinyc.runtime.buffer import Buffer
 
 Place = list[Any] | None
@@ -36,7 +38,7 @@ def rebuild(executable: NativeExecutable) -> Rebuilt:
     A program that came from the disk has kept neither its plan nor what its passes did.
     """
     outputs, leaves = executable.outputs, executable.leaves
-    return Rebuilt(*pipeline.build_program(outputs, leaves, host_target()))
+    return Rebuilt(*pipeline.build_program(outputs, leaves, host_target(), again=True))
 
 
 def place(origin: Origin | None) -> Place:
@@ -244,11 +246,26 @@ def peak(program: Program, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
 
 def passes(built: Rebuilt) -> list[dict[str, Any]]:
-    """Return what each pass took and did."""
+    """Return what each pass took and did: the program's text before and after, rules applied."""
     remarks: dict[str, list[dict[str, Any]]] = {}
     for remark in built.program.remarks:
         remarks.setdefault(remark["pass_name"], []).append(dict(remark))
     return [
-        {"name": name, "ms": seconds * 1e3, "firings": [], "remarks": remarks.get(name, [])}
-        for name, seconds in built.compilation.seconds.items()
+        {
+            "name": step.name,
+            "ms": step.seconds * 1e3,
+            "form": step.form,
+            "before": before.text,
+            "after": step.text,
+            "diff": "\n".join(changes(before, step).values()),
+            "firings": [_firing(fired) for fired in step.fired],
+            "remarks": remarks.get(step.name, []),
+        }
+        for before, step in pairwise(built.compilation.steps)
     ]
+
+
+def _firing(fired: Fired) -> dict[str, Any]:
+    line = list(fired.origin) if fired.origin else None
+    shown = {"rule": fired.name, "before": fired.before, "after": fired.after}
+    return {**shown, "kernel": fired.kernel, "line": line}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tinyc.diagnostics import format_origin
 from tinyc.ir.program import KernelInfo
+from tinyc.ir.program_text import quantity
 
 
 def describe_kernel(kernel: KernelInfo, refused: Mapping[str, Sequence[str]]) -> list[str]:
@@ -35,15 +36,6 @@ def origins_text(origins: Sequence[tuple[str, int]], most: int = 4) -> str:
     return text + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def quantity(number: float) -> str:
-    """Return a number with a decimal prefix: ``12.3 M``."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(number) < 1000 or prefix == "T":
-            break
-        number /= 1000
-    return f"{number:.3g} {prefix}"
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return columns of text: the first and last to the left, figures to the right."""
     last = len(header) - 1
@@ -57,8 +49,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(texts).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 kernel``, ``2 kernels``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -91,11 +91,7 @@ class CpuDevice:
             unit = Unit(program.source, program.libm, origins, program.parts)
             if self._pool is None:  # both are compiled side by side where neither is in the cache
                 compile_libraries([unit, pool_unit()])
-            loaded, path = load_library(unit)
-            if config.current().debug.level >= 7:
-                from tinyc.runtime import disassembly
-
-                disassembly.show(unit, path, list(origins))
+            loaded, library = load_library(unit)
         else:
             try:
                 loaded = ctypes.CDLL(str(library))
@@ -104,7 +100,7 @@ class CpuDevice:
         with self.lock:
             self._load_pool()
             self._reserve(program.arena_size, program.scratch_size)
-        return CpuExecutable(self, program, loaded)
+        return CpuExecutable(self, program, loaded, library)
 
     @property
     def threads(self) -> int:
@@ -181,13 +177,16 @@ def pool_unit() -> Unit:
 
 
 class CpuExecutable:
-    """A compiled program. Many threads may run it; they take turns."""
+    """A compiled program, and where its library is. Many threads may run it; they take turns."""
 
-    def __init__(self, device: CpuDevice, program: Program, library: ctypes.CDLL) -> None:
+    def __init__(
+        self, device: CpuDevice, program: Program, loaded: ctypes.CDLL, library: Path
+    ) -> None:
         self.device = device
         self.program = program
-        self._library = library
-        self._step = library.tinyc_step
+        self.library: Path | None = library
+        self._loaded = loaded
+        self._step = loaded.tinyc_step
         self._step.restype = ctypes.c_long
         self._layout = struct.Struct(f"{program.n_buffers}P")
         self._slots = (ctypes.c_void_p * program.n_buffers)()

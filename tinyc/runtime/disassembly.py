@@ -1,4 +1,8 @@
-"""DEBUG=7: how a program was compiled, what was vectorised, and the machine code of its loops."""
+"""DEBUG=7: how a program was compiled, what was vectorised, and the machine code of its loops.
+
+The program is compiled once more, with line numbers, which changes no instruction: so a loop is
+shown under the line of C that it comes from.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,16 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyc.diagnostics import debug_line
-from tinyc.runtime.toolchain import SOURCE, Compiler, Unit, find_compiler
+from tinyc.diagnostics import CompileError
+from tinyc.ir.program import Program
+from tinyc.ir.program_text import with_figures
+from tinyc.runtime.toolchain import LIBRARY, SOURCE, Compiler, find_compiler
 
-LEVEL = 7
 # What each family takes to say which loops it has made vector code of.
 REMARKS = {
     "gcc": ("-fopt-info-vec-optimized",),
@@ -22,62 +28,128 @@ REMARKS = {
     "zig": ("-Rpass=loop-vectorize",),
 }
 
-_FUNCTION = re.compile(r"^[0-9a-f]+ <(\w[\w.]*)>:$")
+_FUNCTION = re.compile(r"^[0-9a-f]+ <.*>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(.*)$")
 _JUMP = re.compile(r"^(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?\b([0-9a-f]+) <")
+_PLACE = re.compile(rf"^(?:.*/)?{re.escape(SOURCE)}:(\d+)")
+_REMARK = re.compile(rf"^{re.escape(SOURCE)}:(\d+):\d+: (?:optimized|remark): (.*?)(?: \[-R.*)?$")
+_LINE_DIRECTIVE = re.compile(r"^#line .*$", re.MULTILINE)
+_CALLED = re.compile(r"\b(tc_tile_\w+)\(")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a disassembly."""
+    """One line of a disassembly, and the line of the source that it comes from, 0 if unknown."""
 
     address: int
     text: str
+    line: int = 0
 
 
-def show(unit: Unit, library: Path, kernels: list[str]) -> None:
-    """Print command, vectoriser remarks and the innermost loops of the kernels asked for."""
+def texts(program: Program, library: Path) -> dict[str, str]:
+    """Return the text of each kernel by name, and under "" how the program was compiled."""
+    source = _LINE_DIRECTIVE.sub("", program.source)
     compiler = find_compiler()
-    line = compiler.command_line(str(library.with_name(SOURCE)), str(library), unit.libm)
-    debug_line(LEVEL, "compiled by: " + shlex.join(line))
-    for remark in vectoriser_remarks(unit, compiler):
-        debug_line(LEVEL, remark)
-    functions = disassemble(library)
-    if not functions:
-        debug_line(LEVEL, "no disassembly: objdump (of binutils or LLVM) was not found")
-    for name in kernels:
-        for loop in innermost_loops(functions.get(name, [])):
-            body = "\n".join(f"    {instruction.text}" for instruction in loop)
-            debug_line(LEVEL, f"{name}: loop of {len(loop)} instructions\n{body}", kernel=name)
+    line = compiler.command_line(SOURCE, LIBRARY, program.libm)
+    found = {"": with_figures("compiled by " + shlex.join(line), f"in {library.parent}")}
+    remarks, instructions = compile_again(source, compiler, program.libm)
+    if not instructions:
+        found[""] += "\nno machine code: objdump (of binutils or LLVM) was not found"
+    lines = source.splitlines()
+    for kernel in program.kernels:
+        parts = [kernel.name, f"{kernel.name}_end", *dict.fromkeys(_CALLED.findall(kernel.source))]
+        places = {line: name for name in parts for line in extent(lines, name)}
+        loops = hot_loops(instructions, places)
+        found[kernel.name] = kernel_text(kernel.name, loops, remarks, places, lines)
+    return found
 
 
-def vectoriser_remarks(unit: Unit, compiler: Compiler) -> list[str]:
-    """Compile once more for what the vectoriser says; nothing where that fails."""
+def kernel_text(name: str, loops: Mapping[int, Sequence[str]], remarks: Mapping[int, str],
+                places: Mapping[int, str], source: Sequence[str]) -> str:
+    """Return what the compiler made of a kernel: remarks by line of C, then its hot loops."""
+    lines = [f"machine code {name}"]
+    for number in sorted(remarks.keys() & places.keys()):
+        lines.append(f"  {remarks[number]}: {source[number - 1].strip()}")
+    for number, loop in sorted(loops.items()):
+        lines.append(f"  loop of {len(loop)} instructions in {places[number]}: "
+                     f"{source[number - 1].strip()}")
+        lines += [f"    {instruction}" for instruction in loop]
+    return "\n".join(lines)
+
+
+def extent(source: Sequence[str], function: str) -> range:
+    """Return the lines of a function, counted from 1; none where it is absent."""
+    head = re.compile(rf"^(?:static|TC_KERNEL) .*\b{function}\((?!.*;$)")
+    first = next((i for i, line in enumerate(source, 1) if head.match(line)), 0)
+    if not first:
+        return range(0)
+    last = next(i for i, line in enumerate(source[first:], first + 1) if line == "}")
+    return range(first, last + 1)
+
+
+def compile_again(source: str, compiler: Compiler,
+                  libm: bool) -> tuple[dict[int, str], list[list[Instruction]]]:
+    """Return what the vectoriser says, by line, and the instructions of each function."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / SOURCE).write_text(unit.source)
-        line = compiler.command_line(SOURCE, "program.so", unit.libm)
+        (Path(folder) / SOURCE).write_text(source)
+        line = [*compiler.command_line(SOURCE, LIBRARY, libm), "-g1"]
         done = subprocess.run(
             [*line, *REMARKS[compiler.family]],
             cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         )  # fmt: skip
-    return [text for text in done.stderr.splitlines() if text.startswith(SOURCE)]
+        if done.returncode:
+            raise CompileError(f"{shlex.join(line)} failed:\n{done.stderr}")
+        found = (_REMARK.match(text) for text in done.stderr.splitlines())
+        remarks = {int(match[1]): match[2] for match in found if match}
+        return remarks, disassemble(Path(folder) / LIBRARY)
 
 
-def disassemble(library: Path) -> dict[str, list[Instruction]]:
-    """Return the instructions of each function; nothing without objdump."""
+def disassemble(library: Path) -> list[list[Instruction]]:
+    """Return the instructions of all functions; nothing without objdump."""
     tool = shutil.which("objdump") or shutil.which("llvm-objdump")
     if tool is None:
-        return {}
-    line = [tool, "--disassemble", "--no-show-raw-insn", str(library)]
+        return []
+    line = [tool, "--disassemble", "--line-numbers", "--no-show-raw-insn", str(library)]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    functions: dict[str, list[Instruction]] = {}
-    current: list[Instruction] = []
+    functions: list[list[Instruction]] = []
+    place = 0
     for text in done.stdout.splitlines():
-        if match := _FUNCTION.match(text):
-            current = functions[match[1].partition(".")[0]] = []
-        elif match := _INSTRUCTION.match(text):
-            current.append(Instruction(int(match[1], 16), match[2].strip()))
+        if _FUNCTION.match(text):
+            functions.append([])
+            place = 0
+        elif match := _PLACE.match(text):
+            place = int(match[1])
+        elif (match := _INSTRUCTION.match(text)) and functions:
+            functions[-1].append(Instruction(int(match[1], 16), match[2].strip(), place))
     return functions
+
+
+def hot_loops(functions: Sequence[Sequence[Instruction]],
+              places: Container[int]) -> dict[int, list[str]]:
+    """Return the longest innermost loop of each line of C among those given, without addresses.
+
+    A loop's line is that of most of its instructions. The shorter loops of a line do what is left
+    over after the unrolled one. Kernels that run in one piece are inlined, so that a loop's line,
+    and not the function that it is in, says where it belongs.
+    """
+    longest: dict[int, list[str]] = {}
+    for loop in (loop for code in functions for loop in innermost_loops(list(code))):
+        lines = Counter(i.line for i in loop if i.line in places)
+        if lines:
+            line = lines.most_common(1)[0][0]
+            if len(loop) > len(longest.get(line, [])):
+                longest[line] = [plain(i.text, loop[0].address) for i in loop]
+    return longest
+
+
+def plain(text: str, start: int) -> str:
+    """Return an instruction without the addresses that differ from one build to the next."""
+    text = re.sub(r"\s*#.*$", "", text)
+    if jump := _JUMP.match(text):
+        target = "loop" if int(jump[1], 16) == start else "out"
+        return re.sub(r"\b[0-9a-f]+ <[^>]*>", target, text)
+    text = re.sub(r"\b[0-9a-f]+ <(\w+)[^>]*>", r"\1", text)  # a call
+    return re.sub(r"(?:-?0x[0-9a-f]+)?\(%rip\)", "CONSTANT", text)
 
 
 def innermost_loops(instructions: list[Instruction]) -> Iterator[list[Instruction]]:

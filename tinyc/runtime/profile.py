@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyc import config
-from tinyc.diagnostics import Origin, debug_line, format_origin
+from tinyc.diagnostics import Origin, debug_line, format_origin, print_debug
+from tinyc.ir.program_text import count, places, with_figures
 
 if TYPE_CHECKING:
     from tinyc.ir.program import KernelInfo, Program
@@ -42,18 +43,21 @@ class Profile:
         total.nanoseconds += nanoseconds
 
     def summary(self) -> str:
-        """Return the kernels, and the user's lines, that took most of the time."""
+        """Return the kernels, and the user's lines, that took most of the time, the longest first.
+
+        A kernel's time is shared equally among the lines that it comes from.
+        """
         whole = sum(total.nanoseconds for total in self.totals.values()) or 1
-        lines = ["", f"{'ms':>10} {'share':>6} {'runs':>7}  kernel"]
         ranked = sorted(self.totals.items(), key=lambda item: -item[1].nanoseconds)
-        for (name, _), total in ranked[:SHOWN]:
-            share = f"{total.nanoseconds / whole:.0%}"
-            lines.append(f"{total.nanoseconds / 1e6:10.2f} {share:>6} {total.runs:7}  {name}")
-        lines += ["", f"{'ms':>10} {'share':>6}  line"]
+        lines = ["", with_figures("time by kernel", f"{'ms':>10} {'share':>6} {'runs':>7}")]
+        for (name, origins), total in ranked[:SHOWN]:
+            figures = f"{total.nanoseconds / 1e6:10.2f} {total.nanoseconds / whole:>6.0%}"
+            lines.append(with_figures(f"  {name} {places(origins)}", f"{figures} {total.runs:7}"))
+        lines.append(with_figures("time by line", f"{'ms':>10} {'share':>6}"))
         by_line = self._by_line()
         for origin in sorted(by_line, key=lambda o: -by_line[o])[:SHOWN]:
-            share = f"{by_line[origin] / whole:.0%}"
-            lines.append(f"{by_line[origin] / 1e6:10.2f} {share:>6}  {format_origin(origin)}")
+            figures = f"{by_line[origin] / 1e6:10.2f} {by_line[origin] / whole:>6.0%}"
+            lines.append(with_figures(f"  {format_origin(origin)}", figures))
         return "\n".join(lines)
 
     def _by_line(self) -> dict[Origin, float]:
@@ -87,13 +91,17 @@ def run_shown(program: Program, run: Callable[[np.ndarray], None]) -> None:
 
 
 def run_line(kernel: KernelInfo, nanoseconds: int) -> str:
-    """Return the line of one run: time, arithmetic and memory rates, where it comes from."""
+    """Return the line of one run: where the kernel comes from; time and rates, and threads."""
     time = max(nanoseconds, 1)
     rates = f"{kernel.flops / time:8.2f} GFLOP/s {kernel.bytes_moved / time:8.2f} GB/s"
-    lines = ", ".join(dict.fromkeys(format_origin(origin) for origin in kernel.origins[:3]))
-    return f"{nanoseconds / 1e3:10.1f} us {rates}  {kernel.name} [{lines}]"
+    figures = f"{nanoseconds / 1e3:10.1f} us {rates}  {count(kernel.chunks, 'chunk')}"
+    return with_figures(f"run {kernel.name} {places(kernel.origins)}", figures)
 
 
 def _at_exit() -> None:
-    if _profile is not None and _profile.totals:
-        debug_line(2, _profile.summary())
+    debug = config.current().debug
+    if _profile is not None and debug.level >= 2:
+        for kernel in [key for key in _profile.totals if not debug.shows(2, key[0])]:
+            del _profile.totals[kernel]
+        if _profile.totals:
+            print_debug(_profile.summary())

@@ -149,3 +149,17 @@ def best_fit(life: Life, placed: list[Life]) -> int:
             best = (lo - cursor, cursor)
         cursor = max(cursor, hi)
     return cursor if best is None else best[1]
+
+
+def memory_text(plan: Plan) -> str:
+    """The arguments of a program, and what lies where in its arena during which kernels."""
+    lines = ["arguments"]
+    for s in plan.slots:
+        lines.append(f"  {s.name:<8} {s.dtype}[{s.size}]")
+    lines.append(f"arena of {plan.arena_size} bytes")
+    for life in sorted(lifetimes(plan).values(), key=lambda x: (x.storage.offset, x.first)):
+        s = life.storage
+        where = f"bytes {s.offset} to {s.offset + s.nbytes}"
+        kernels = ", ".join(dict.fromkeys(plan.kernels[i].name for i in (life.first, life.last)))
+        lines.append(f"  {s.name:<8} {s.dtype}[{s.size}] {where}, needed in {kernels}")
+    return "\n".join(lines)
