@@ -5,11 +5,13 @@ several chunks is handed to `rt->par`, which runs them on the worker threads and
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.owners import Owners
+from tinyc.codegen.rebase import Bases, rebase
 from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
 from tinyc.codegen.tile import MACROS, pack_function, tile_function
 from tinyc.ir.cost import elements
@@ -209,11 +211,12 @@ class Source:
 def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
     """One C file that runs `kernels` in order; `slots` are the arguments in order."""
     renderer = CRenderer()
+    kernels, bases = zip(*map(rebase, kernels)) if kernels else ((), ())
     texts = [renderer.kernel(k) for k in kernels]
     functions: dict[str, str] = {}
     known: dict[tuple[str, str], str] = {}
     names = [define(k.name, t, functions, known) for k, t in zip(kernels, texts)]
-    step = entry(kernels, texts, names, {s: i for i, s in enumerate(slots)})
+    step = entry(kernels, texts, names, bases, {s: i for i, s in enumerate(slots)})
     used = list(renderer.functions)
     groups = balanced(functions)
     if len(groups) > 1:
@@ -268,13 +271,18 @@ def divided(groups: list[list[str]], functions: dict[str, str], step: str) -> li
     return [*texts, "#if TC_PART <= 1", step, "#endif"]
 
 
+STAGE_NAME = re.compile(r"// \w+")
+
+
 def define(name: str, text: KernelText, functions: dict[str, str],
            known_by_text: dict[tuple[str, str], str]) -> tuple[str, bool]:
-    """Add a kernel's function unless one with the same text is there; (its name, has finish)."""
+    """Add a kernel's function unless there is one that does the same for the same lines, as layers
+    in a loop do: only the numbers of stages in the notes differ. (Its name, has finish.)"""
     head = "(void *task, long chunk, long worker) "
     body = head + function_text(text, text.body)
     finish = head + function_text(text, text.finish) if text.finish else ""
-    known = known_by_text.setdefault((body, finish), name)
+    key = STAGE_NAME.sub("//", body), STAGE_NAME.sub("//", finish)
+    known = known_by_text.setdefault(key, name)
     if known == name:
         functions[name] = f"static void {name}{body}" + (
             f"\nstatic void {name}_end{finish}" if finish else "")
@@ -321,17 +329,24 @@ def overwrites(kernel: LoopKernel) -> bool:
                for s in statements(kernel.body))
 
 
+def pointer(s: Storage, slots: dict[Storage, int], bases: Bases) -> str:
+    """What tinyc_step hands a kernel for a storage."""
+    if s.role != "slot":
+        return f"arena + {s.offset}"
+    base = bases.get(s, 0) * s.dtype.itemsize
+    return f"(char *)bufs[{slots[s]}] + {base}" if base else f"bufs[{slots[s]}]"
+
+
 def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
-          names: Sequence[tuple[str, bool]], slots: dict[Storage, int]) -> str:
+          names: Sequence[tuple[str, bool]], bases: Sequence[Bases],
+          slots: dict[Storage, int]) -> str:
     """tinyc_step: every kernel with its pointers, in order. Where an index is bad it ends, so that
     later kernels, the ones that update parameters, change nothing, and returns how many before
     it may have changed arguments."""
     lines = ["long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {",
              "  if (rt->times) rt->times[0] = rt->now();"]
     for i, (kernel, text, (name, ends)) in enumerate(zip(kernels, texts, names)):
-        pointers = ", ".join(
-            f"bufs[{slots[s]}]" if s.role == "slot" else f"arena + {s.offset}"
-            for s in text.storages)
+        pointers = ", ".join(pointer(s, slots, bases[i]) for s in text.storages)
         lines.append(f"  {{ void *p[] = {{ {pointers or '0'} }}; tc_task t = {{ p, rt }};")
         if kernel.chunks > 1:
             lines.append(f"    rt->par({name}, &t, {kernel.chunks});")
