@@ -39,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
+    unseen = [report for report in skipped if "browser:" in str(report.longrepr)]
+    if unseen:
+        terminalreporter.write_line(
+            f"{len(unseen)} browser tests were left out: no Chromium, or playwright, was found "
+            "(apt-get install chromium)"
+        )
     absent = [report for report in skipped if "torch" in str(report.longrepr)]
     if absent and not HAS_TORCH:
         terminalreporter.write_line(

@@ -150,7 +150,7 @@ class TestBuild:
         expected = {
             str(path.relative_to(ROOT))
             for path in PACKAGE.rglob("*")
-            if path.suffix in (".py", ".c", ".typed")
+            if path.suffix in (".py", ".c", ".typed", ".css", ".js")
         }
         assert expected <= names
         others = {name.partition("/")[0] for name in names - expected}

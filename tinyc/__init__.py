@@ -6,6 +6,7 @@ Names are loaded when they are first used, so that `import tinyc` costs little m
 from __future__ import annotations
 
 import importlib
+import os as _os
 from typing import TYPE_CHECKING, Any
 
 import numpy as _numpy  # noqa: F401  (what an import of tinyc is expected to pay for)
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tinyc.nn.serialization import load, save
     from tinyc.random import Generator, get_rng_state, manual_seed, set_rng_state
     from tinyc.reporting import compare, explain, profile
+    from tinyc.reporting.watching import report
     from tinyc.tensor import (
         Size,
         Tensor,
@@ -132,6 +134,7 @@ __all__ = [
     "random",
     "randperm",
     "relu",
+    "report",
     "reshape",
     "roll",
     "rsqrt",
@@ -183,6 +186,7 @@ _HOMES = {
     ),
     "random": ("Generator", "get_rng_state", "manual_seed", "set_rng_state"),
     "reporting": ("compare", "explain", "profile"),
+    "reporting.watching": ("report",),
     "tensor": (
         *("Size", "Tensor", "enable_grad", "from_dlpack", "from_numpy", "grad"),
         *("is_grad_enabled", "maximum", "minimum", "no_grad", "set_grad_enabled"),
@@ -232,6 +236,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tinyc' has no attribute {name!r}")
     globals()[name] = found
     return found
+
+
+if _os.environ.get("TINYC_REPORT"):
+    from tinyc.reporting.watching import watch_process as _watch_process
+
+    _watch_process(_os.environ["TINYC_REPORT"])
 
 
 def __dir__() -> list[str]:

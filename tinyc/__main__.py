@@ -1,4 +1,4 @@
-"""The console command ``tinyc``: demo, doctor, compare, cache. Imports what a command needs."""
+"""The console command ``tinyc``, with its subcommands. Imports what a command needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tinyc.version import __version__
 
@@ -51,33 +50,22 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--repeats", type=int, default=15, help="timed runs of each kind")
     compare.add_argument("--explain", action="store_true", help="show kernels and refusals too")
     compare.set_defaults(run=run_compare)
+    report = commands.add_parser(
+        "report",
+        help="run a script and write what the compiler did of it as one HTML file",
+        description="Run SCRIPT as python would, with all further arguments, and write the page "
+        "when it ends, also by an error or Ctrl-C.",
+    )
+    report.add_argument("script", nargs="?", help="a Python file that uses tinyc")
+    report.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
+    report.add_argument("-o", "--output", help="the page to write (report.html)")
+    report.add_argument("--diff", nargs=2, metavar=("BEFORE", "AFTER"),
+                        help="print how two pages differ instead")  # fmt: skip
+    report.set_defaults(run=run_report)
     cache = commands.add_parser("cache", help="where compiled programs are kept, and how many")
     cache.add_argument("--clear", action="store_true", help="remove them")
     cache.set_defaults(run=run_cache)
-    add_opt(commands)
     return p
-
-
-def add_opt(commands: Any) -> None:
-    """Describe the arguments of ``tinyc opt``."""
-    p = commands.add_parser(
-        "opt",
-        help="run passes on a graph in a file of a dump",
-        description="Run passes on a graph, as TINYC_DUMP and graph() write it, and print what "
-        "they make of it: a graph, stages, loops or, with -p all, C. What -p leaves out is left "
-        "out, but for passes without which a later one has nothing to work on.",
-    )
-    p.add_argument("file", help="graph IR, such as DUMP/000-train-9/00-graph.ir; - is the input")
-    p.add_argument("-p", "--passes", required=True, help="all, or names: simplify,lift,fuse")
-    shown = p.add_mutually_exclusive_group()
-    diffs = "show what each pass changed, as a diff, and what it applied"
-    shown.add_argument("--print-after-change", action="store_true", help=diffs)
-    whole = "show all of the program after each pass"
-    shown.add_argument("--print-after-all", action="store_true", help=whole)
-    p.add_argument("-o", "--output", metavar="FILE", help="write the result there")
-    target = "compile for a CPU other than this one: lanes=8,tile_rows=6"
-    p.add_argument("--target", default="", metavar="NAME=N,...", help=target)
-    p.set_defaults(run=run_opt)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -121,18 +109,18 @@ def run_doctor(options: argparse.Namespace) -> int:
     return int(any(f.state == "bad" for f in findings))
 
 
-def run_opt(options: argparse.Namespace) -> int:
-    """Run passes on a graph in a file."""
-    from tinyc.commands import opt
-
-    return opt.run(options)
-
-
 def run_compare(options: argparse.Namespace) -> int:
     """Time one function fused and unfused."""
     from tinyc.commands import compare
 
     return compare.run(options)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Run a script and write its report, or compare two reports."""
+    from tinyc.commands import report
+
+    return report.run(options)
 
 
 if __name__ == "__main__":

@@ -109,12 +109,7 @@ class NumpyExecutable:
 
 
 class NativeExecutable:
-    """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs.
-
-    What the first run is given is kept in the folder `dumped`, if there is one.
-    """
-
-    dumped: Path | None = None
+    """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs."""
 
     def __init__(self, program: Program, native: Any, device: str,
                  outputs: tuple[Node, ...], leaves: tuple[Node, ...]):
@@ -129,11 +124,6 @@ class NativeExecutable:
     def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; in-place updates store into the leaves and give None."""
         note_run(self, buffers)
-        if self.dumped is not None:
-            from tinyc import dumps
-
-            dumps.write_inputs(self.dumped, [buffer.array for buffer in buffers])
-            self.dumped = None
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
         slots = [*buffers, *(b for b in outputs if b is not None)]
         if config.current().check:
@@ -239,23 +229,17 @@ def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     native = get_device(device)
     start, loaded = time.perf_counter(), programs_loaded
     with recorder.span("program", "compile"):
-        program, dumped = find_program(outputs, leaves, device)
+        program = find_program(outputs, leaves, device)
     middle = time.perf_counter()
     with recorder.span("C compiler", "compile", kernels=len(program.kernels)):
         ready = native.load(program)
     verb = "compiled" if programs_loaded == loaded else "loaded"
     report(verb, outputs, program, ready.library, middle - start, time.perf_counter() - middle)
-    executable = NativeExecutable(program, ready, device, outputs, leaves)
-    executable.dumped = dumped if config.current().dump_inputs else None
-    return executable
+    return NativeExecutable(program, ready, device, outputs, leaves)
 
 
-def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
-                 device: str) -> tuple[Program, Path | None]:
-    """The program of a graph: from the disk if it is there, else by the passes.
-
-    With it goes the folder of its dump, if one was made.
-    """
+def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: str) -> Program:
+    """The program of a graph: from the disk if it is there, else by the passes."""
     from tinyc import program_cache
 
     global programs_loaded, passes_run
@@ -266,14 +250,14 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
         programs_loaded += 1
         for remark in program.remarks:
             collected(Remark.from_dict(remark))
-        return program, None
+        return program
     from tinyc import pipeline
 
     passes_run += 1
-    program, done = pipeline.build_program(outputs, leaves, target)
+    program, _ = pipeline.build_program(outputs, leaves, target)
     if key:
         program_cache.store(key, program, outputs)
-    return program, done.dumped
+    return program
 
 
 def host_target() -> Target:

@@ -190,6 +190,8 @@ def extras() -> list[Finding]:
     uses = {
         "tqdm": ("progress bars of the examples", "tinyc[examples]"),
         "matplotlib": ("pictures of loss curves", "tinyc[examples]"),
+        "pygments": ("the HTML report", "tinyc[report]"),
+        "fast_sugiyama": ("better graphs in the HTML report", "tinyc[report]"),
         "torch": ("the tests that compare with PyTorch", "tinyc[oracle]"),
         "ziglang": ("a C compiler where there is none", "tinyc[cc]"),
     }

@@ -167,6 +167,30 @@ class Jitted:
     def _name(self) -> str:
         return getattr(self._function, "__qualname__", "function").replace("<locals>.", "")
 
+    def _repr_html_(self) -> str:
+        from tinyc import markup
+
+        name = f"jit {self._name()}"
+        program = self._variants[-1].replay.program if self._variants else None
+        if program is None:
+            return markup.card(name, [f"captured {self.captures} times"])
+        figures = [
+            markup.plural(len(program.kernels), "kernel"),
+            markup.scaled(program.flops, "FLOP"),
+            f"{markup.size(program.bytes_moved)} moved",
+            f"arena {markup.size(program.arena_size)}",
+            f"captured {self.captures} times" if self.captures > 1 else "captured once",
+        ]
+        table = markup.rows(
+            ("kernel", "FLOP", "bytes", "members"),
+            (
+                (k.name, markup.scaled(k.flops, ""), markup.size(k.bytes_moved), len(k.members))
+                for k in program.kernels
+            ),
+        )
+        summary = markup.element("summary", "kernels of the last call's program")
+        return markup.card(name, figures, markup.element("details", summary, table))
+
     # What was captured last
 
     def _latest(self) -> Replay:

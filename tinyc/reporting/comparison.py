@@ -79,6 +79,19 @@ class Comparison:
         )
         return table(header, [*rows, total]) + "\n" + note
 
+    def _repr_html_(self) -> str:
+        from tinyc import markup
+
+        lines = (
+            (k.name, markup.time(k.fused_us), markup.time(k.unfused_us), k.unfused_kernels,
+             markup.size(k.fused_bytes), markup.size(k.unfused_bytes))
+            for k in self.kernels
+        )  # fmt: skip
+        header = ("kernel", "fused", "unfused", "of kernels", "moved", "unfused")
+        figures = [f"{markup.time(self.fused_us)} fused, {markup.time(self.unfused_us)} unfused",
+                   f"medians of {self.repeats} runs each, in turns"]  # fmt: skip
+        return markup.card(f"{self.speedup:.2f} times as fast", figures, markup.rows(header, lines))
+
 
 def compare(
     fn: Callable[..., Any], *args: Any, repeats: int = REPEATS, **kwargs: Any

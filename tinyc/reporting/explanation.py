@@ -11,7 +11,7 @@ from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import Remark
 from tinyc.ir.program import KernelInfo, Program
 from tinyc.ir.program_text import count, quantity
-from tinyc.reporting.text import describe_kernel
+from tinyc.reporting.text import describe_kernel, origins_text
 from tinyc.runtime.buffer import Buffer
 from tinyc.tensor import Tensor
 
@@ -82,6 +82,30 @@ class Explanation:
             for kernel in program.kernels:
                 lines += ["", *describe_kernel(kernel, refusals(program))]
         return "\n".join(lines)
+
+
+    def _repr_html_(self) -> str:
+        from tinyc import markup
+
+        if not self.programs:
+            return markup.card("nothing was compiled", ())
+        figures = [
+            f"{quantity(self.flops)}FLOP",
+            f"{quantity(self.bytes_moved)}B moved",
+            f"arena {quantity(self.arena_bytes)}B",
+        ]
+        table = markup.rows(
+            ("kernel", "FLOP", "bytes", "members", "lines"),
+            (
+                (k.name, quantity(k.flops), quantity(k.bytes_moved), len(k.members),
+                 origins_text(k.origins))
+                for k in self.kernels
+            ),
+        )  # fmt: skip
+        text = markup.pre(str(self))
+        why = markup.element("details", markup.element("summary", "members, and why apart"), text)
+        title = f"{count(len(self.kernels), 'kernel')} in {count(len(self.programs), 'program')}"
+        return markup.card(title, figures, table, why)
 
 
 def refusals(program: Program) -> dict[str, list[str]]:

@@ -54,9 +54,11 @@ def record() -> Iterator[Recording]:
     Memory of one set of arguments for each program is held, not more.
     """
     found = Recording()
-    with compiler.observing(found.note), recording(found.recorder):
-        yield found
-    found.sort_runs()
+    try:
+        with compiler.observing(found.note), recording(found.recorder):
+            yield found
+    finally:
+        found.sort_runs()
 
 
 def record_call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Recording:

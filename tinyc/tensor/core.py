@@ -296,6 +296,16 @@ class Tensor(Operations, Views, Writing, Creation):
         values = np.array2string(array_of(self), separator=", ", prefix=name + "(")
         return f"{name}({values}, {what})"
 
+    def _repr_html_(self) -> str:
+        from tinyc import markup
+
+        figures = [f"{self.dtype}{list(self.shape)}", self.device]
+        figures += ["requires_grad"] if self.requires_grad else []
+        if state.capturing.trace is not None:
+            return markup.card(type(self).__name__, [*figures, "lazy"])
+        values = np.array2string(array_of(self), separator=", ", threshold=200)
+        return markup.card(type(self).__name__, figures, markup.pre(values))
+
     def __reduce__(self) -> Any:
         if self.requires_grad and not self._is_leaf:
             raise TinycError(
