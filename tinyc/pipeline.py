@@ -15,7 +15,7 @@ from tinyc import config, debugging, dumps
 from tinyc.codegen import c, cpu
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
-from tinyc.diagnostics import collected
+from tinyc.diagnostics import Remark, collected
 from tinyc.ir.build import materialize
 from tinyc.ir.cost import stage_work
 from tinyc.ir.lift import lift
@@ -31,6 +31,7 @@ from tinyc.ir.simplify import simplify
 from tinyc.ir.steps import Step, watch
 from tinyc.ir.verify import verify
 from tinyc.schedule.arrays import contract_arrays
+from tinyc.schedule.block import block_rows
 from tinyc.schedule.fuse import fuse
 from tinyc.schedule.memory import memory_text, plan_memory
 from tinyc.schedule.recompute import recompute
@@ -54,11 +55,21 @@ def fuse_stages(plan: Plan, target: Target) -> None:
     plan.remarks += fuse(plan, target, config.current().fuse)
 
 
+def block_stages(plan: Plan, target: Target) -> None:
+    """Place the stages again, with rows of chained contractions in blocks."""
+    place_anew(plan, target, block_rows(plan, target) if config.current().fuse else [])
+
+
 def recompute_stages(plan: Plan, target: Target) -> None:
     """Place the stages again, with cheap values computed where they are needed."""
-    remarks = recompute(plan) if config.current().fuse else []
-    if remarks:
-        plan.nests, plan.mapping, plan.remarks = [], {}, remarks
+    place_anew(plan, target, recompute(plan) if config.current().fuse else [])
+
+
+def place_anew(plan: Plan, target: Target, changes: list[Remark]) -> None:
+    """Fuse again after stages have changed; what was said of the places before is void."""
+    if changes:
+        plan.nests, plan.mapping = [], {}
+        plan.remarks = [r for r in plan.remarks if r.pass_name != "fuse"] + changes
         fuse_stages(plan, target)
 
 
@@ -86,6 +97,8 @@ PLAN = (
     # Views are gone: every stored value is loops over one expression of reads.
     Pass("fuse", fuse_stages),
     # Every stage has its place in a loop tree; one tree is one kernel.
+    Pass("block", block_stages),
+    # What lies between two contractions of one kernel fits the second-level cache.
     Pass("recompute", recompute_stages),
     # What crosses from one kernel to another is dear, or read by a contraction.
     Pass("arrays", contract_arrays),

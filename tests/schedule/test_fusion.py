@@ -143,6 +143,15 @@ def test_bias_and_activation_run_on_the_register_tile() -> None:
         assert leaf.stage.buf.storage.role == "register"
 
 
+def test_a_product_and_its_transpose_do_not_meet_on_one_tile() -> None:
+    (a, c), memory = buffers(floats(24, 8), floats(8, 24, seed=1))
+    scores = linear.matmul(a, c)
+    outputs = [b.add(scores, b.permute(scores, (1, 0)))]
+    assert any(r.rule == "tile-index" for r in plan_of(outputs).remarks)
+    for got, want in zip(interpreted(outputs, memory), evaluate(outputs, memory)):
+        np.testing.assert_allclose(got, want, 1e-4, 1e-5)
+
+
 def leaves(nest) -> list:
     found, stack = [], list(nest.body)
     while stack:

@@ -3,7 +3,7 @@ epilogue. Views, padding and transposes of the column operand disappear in packi
 is read in place, one scalar broadcast at a time, so windows (convolution) cost nothing."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_
@@ -71,13 +71,13 @@ def grid_chunks(stage: Stage, target: Target) -> int:
 
 @dataclass
 class Place:
-    """The kernel of a contraction: what it writes, what is packed before all else, how many
-    contractions were scheduled so far."""
+    """The kernel of a contraction: what it writes, how many contractions were scheduled so far,
+    and what is packed inside each loop (None: before all loops), ahead of all else there."""
 
     kernel: str
     chunks: int
     written: set[Storage]
-    prologue: list[Stmt]
+    packs: dict[Var | None, list[Stmt]] = field(default_factory=dict)
     made: int = 0
 
 
@@ -85,23 +85,24 @@ def schedule_contractions(body: tuple[Stmt, ...], name: str, chunks: int,
                           target: Target) -> tuple[Stmt, ...]:
     """Replace every Contraction of a kernel body by packs, register tiles and epilogues."""
     written = {s.storage for s in statements(body) if isinstance(s, Store)}
-    place = Place(name, chunks, written, [])
-    new = tuple(t for stmt in body for t in expand(place, stmt, frozenset(), target))
-    return (*place.prologue, *new)
+    place = Place(name, chunks, written)
+    new = tuple(t for stmt in body for t in expand(place, stmt, (), target))
+    return (*place.packs.get(None, ()), *new)
 
 
-def expand(place: Place, stmt: Stmt, around: frozenset[Var], target: Target) -> list[Stmt]:
-    """Schedule the contractions below a statement; `around` are the loops around it."""
+def expand(place: Place, stmt: Stmt, around: tuple[Var, ...], target: Target) -> list[Stmt]:
+    """Schedule the contractions below a statement; `around` are the loops around it, outer first.
+    """
     if isinstance(stmt, Contraction):
         return [tiles(place, stmt, around, target)]
     if isinstance(stmt, For):
-        inner = around | {stmt.var}
-        return [replace(stmt, body=tuple(
-            t for s in stmt.body for t in expand(place, s, inner, target)))]
+        inner = (*around, stmt.var)
+        body = [t for s in stmt.body for t in expand(place, s, inner, target)]
+        return [replace(stmt, body=(*place.packs.get(stmt.var, ()), *body))]
     return [stmt]
 
 
-def tiles(place: Place, c: Contraction, around: frozenset[Var], target: Target) -> Stmt:
+def tiles(place: Place, c: Contraction, around: tuple[Var, ...], target: Target) -> Stmt:
     """for column panels: [pack]; for row tiles: register tile; epilogue."""
     place.made += 1
     suffix = f"{place.kernel.split('_')[0]}_{place.made}"
@@ -146,7 +147,7 @@ class Grid:
         return nest if self.cell is None else For(self.cell, (nest,), "chunk")
 
 
-def divide(place: Place, around: frozenset[Var], panels: int, blocks: int, suffix: str) -> Grid:
+def divide(place: Place, around: tuple[Var, ...], panels: int, blocks: int, suffix: str) -> Grid:
     """Choose which of panels and blocks of rows the chunks divide, if they divide a contraction."""
     down = across = 1
     if not around and place.chunks > 1:
@@ -200,15 +201,18 @@ def depth_order(c: Contraction) -> tuple[Var, ...]:
 
 
 def column_panel(place: Place, c: Contraction, shape: Tile, grid: Grid, depth: tuple[Var, ...],
-                 around: frozenset[Var], suffix: str) -> tuple[Load, int, tuple[Stmt, ...]]:
-    """(the panel's first element, stride of its rows, statements that pack it)."""
+                 around: tuple[Var, ...], suffix: str) -> tuple[Load, int, tuple[Stmt, ...]]:
+    """(the panel's first element, stride of its rows, statements that pack it).
+
+    What does not change in the innermost loops is packed whole, once, outside of them.
+    """
     panel = grid.panel
     direct = in_place_panel(c, shape, panel, depth)
     if direct is not None:
         return (*direct, ())
     size = elements(depth) * shape.width
-    free = c.b.index.free_vars() & around
-    outside = bool(around) and not free and c.b.storage not in place.written
+    needed = [v for v in around if v in c.b.index.free_vars()]
+    outside = bool(around) and needed[-1:] != [around[-1]] and c.b.storage not in place.written
     count = -(-elements(c.cols) // shape.width) if outside else 1
     storage = Storage(f"pack_{suffix}", count * size, c.tile.dtype, "scratch")
     at = panel * size if outside else Affine.const_of(0)
@@ -216,7 +220,7 @@ def column_panel(place: Place, c: Contraction, shape: Tile, grid: Grid, depth: t
         each = Var(f"jp_{suffix}", count)
         one = Affine.of(each)
         pack = packing(c, shape, one, depth, storage, one * size, suffix)
-        place.prologue.append(For(each, pack))
+        place.packs.setdefault(needed[-1] if needed else None, []).append(For(each, pack))
         pack = ()
     else:
         pack = packing(c, shape, panel, depth, storage, at, suffix)

@@ -116,8 +116,7 @@ def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) 
 
 def begins_here(low: Lowering, stage: Stage, loop: Loop, around: tuple[Loop, ...]) -> bool:
     """True if `loop` is the outermost loop over which the stage reduces."""
-    if stage.kind in ("map", "scatter") or (stage.kind == "contract" and (
-            stage.hoist is None or stage.hoist not in stage.red)):
+    if stage.kind in ("map", "scatter") or (stage.kind == "contract" and not stage.runs_on()):
         return False
     mine = {low.plan.mapping[stage].get(v, v) for v in stage.red}
     return loop.var in mine and all(o.var not in mine for o in around)
@@ -286,7 +285,7 @@ def contraction(low: Lowering, leaf: Leaf) -> Contraction:
     idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
     value = Load(tile, Affine.const_of(0))
     body: list[Stmt] = []
-    if stage.hoist is not None and stage.hoist in stage.red:
+    if stage.runs_on():
         home = low.accumulators[stage]
         body.append(Store(home.storage, home.address(idx), value, "sum", note_of(stage)))
     elif stage.buf.storage.role != "register":

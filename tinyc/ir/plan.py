@@ -54,7 +54,8 @@ class Stage:
     kind: "map" stores; "sum" and "max" reduce over `red`; "contract" is the sum of a product of two
     reads; "scatter" adds into `target`, an index that depends on data. `producers` store what it
     reads; `after` must run before it for other reasons. `members` are the nodes that `expr`
-    computes. `hoist` is the axis of a contraction whose loop stays outside its blocks.
+    computes. Two loops of a contraction stay outside its tiles: over `hoist`, the images of a
+    convolution, and over `block`, the blocks that its rows are cut into.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Stage:
     producers: list[Stage] = field(default_factory=list)
     after: list[Stage] = field(default_factory=list)
     hoist: Var | None = None
+    block: Var | None = None
 
     @property
     def dtype(self) -> DType:
@@ -90,17 +92,22 @@ class Stage:
         """A contraction's variables without the hoisted one: (not in the second operand, only in
         the second, in both, contracted)."""
         first, second = (read_vars(r) for r in self.operands())
-        free = [v for v in self.axes if v is not self.hoist]
+        free = [v for v in self.axes if v is not self.hoist and v is not self.block]
         left = [v for v in free if v not in second]
         right = [v for v in free if v in second and v not in first]
         both = [v for v in self.axes if v in first and v in second]
-        return left, right, both, [v for v in self.red if v is not self.hoist]
+        return left, right, both, [v for v in self.red if v not in (self.hoist, self.block)]
 
     def outer(self) -> list[Var]:
-        """The loops outside a contraction's blocks: the hoisted axis, then batch axes."""
+        """The loops outside a contraction's tiles: the hoisted axis, batch axes, blocks of rows."""
         _, _, batch, _ = self.sides()
-        outer = [self.hoist] if self.hoist is not None else []
-        return outer + [v for v in batch if v is not self.hoist]
+        apart = (self.hoist, self.block)
+        order = [self.hoist, *(v for v in batch if v not in apart), self.block]
+        return [v for v in order if v is not None]
+
+    def runs_on(self) -> bool:
+        """True for a contraction that adds to its result on each iteration of an outer loop."""
+        return any(v is not None and v in self.red for v in (self.hoist, self.block))
 
     def points(self) -> int:
         """How often the expression runs."""

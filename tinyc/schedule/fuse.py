@@ -292,7 +292,8 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var,
         if p in members and not overwrites_same(f, loop, stage, p, v):
             return refusals.still_read(p)
     if v in stage.red:
-        return cannot_accumulate(f, stage, way, depth) or cached(f, members, way, depth)
+        refusal = cannot_accumulate(f, stage, way, depth)
+        return refusal or (None if v is stage.block else cached(f, members, way, depth))
     return None
 
 
@@ -400,7 +401,7 @@ def single(index: Affine, names: dict[Var, Var]) -> Var | None:
 def can_be_epilogue(leaf: Leaf, way: Shared) -> bool:
     """A map that reads a contraction at exactly its own index runs on the register tile."""
     c, stage = leaf.stage, way.stage
-    if c.kind != "contract" or stage.kind != "map" or c.hoist in c.red:
+    if c.kind != "contract" or stage.kind != "map" or c.runs_on():
         return False
     group = [c, *leaf.epilogue]
     if not any(p in group for p in stage.producers):
@@ -408,7 +409,23 @@ def can_be_epilogue(leaf: Leaf, way: Shared) -> bool:
     outer = c.outer()
     mine = sorted(v.extent for v in way.axes if v.extent > 1)
     return mine == sorted(v.extent for v in c.axes if v not in outer and v.extent > 1) and all(
-        reads_at_own_index(stage, p, way) for p in stage.producers if p in group)
+        reads_at_own_index(stage, p, way) for p in stage.producers if p in group) and (
+        tile_axes(group, stage) is not None)
+
+
+def tile_axes(group: list[Stage], stage: Stage) -> dict[Var, Var] | None:
+    """The axis of the contraction `group[0]` that each variable of an epilogue stage runs along;
+    None if two reads disagree, as those of a value and of its transpose do."""
+    makers = {s.buf: s for s in group}
+    known = {group[0]: {v: v for v in group[0].axes}}
+    for s in (*group[1:], stage):
+        names = known[s] = {}
+        for read, maker in [(r, makers[r.buf]) for r in s.reads if r.buf in makers]:
+            for index, axis in zip(read.index, maker.axes):
+                v, along = index.as_var(), known[maker].get(axis)
+                if v is not None and along is not None and names.setdefault(v, along) is not along:
+                    return None
+    return known[stage]
 
 
 def why_no_epilogue(leaf: Leaf, way: Shared) -> Refusal:
@@ -416,8 +433,9 @@ def why_no_epilogue(leaf: Leaf, way: Shared) -> Refusal:
     c, stage = leaf.stage, way.stage
     if stage.kind != "map":
         return refusals.tile_elementwise(c, stage)
-    if c.hoist is not None and c.hoist in c.red:
-        return refusals.complete_after_loop(c, Loop(c.hoist, []))
+    for v in (c.hoist, c.block):
+        if v is not None and v in c.red:
+            return refusals.complete_after_loop(c, Loop(v, []))
     return refusals.tile_index(c)
 
 

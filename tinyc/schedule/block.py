@@ -1,0 +1,203 @@
+"""Cut the rows of chained contractions into blocks, so that what lies between them stays in cache.
+
+Attention multiplies twice: scores of all pairs, rows of them normalised, then sums over the second
+axis. Fusion keeps both products in one loop over heads, with all scores of a head between them. For
+long sequences those leave the cache, so the rows (queries) are cut: each block has its rows
+complete, and sums over rows, in the backward pass, run on from block to block. Nothing here knows
+attention: any chain whose members all run along one axis is cut.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from tinyc.diagnostics import Remark
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import Expr, Read, rewrite
+from tinyc.ir.plan import Buf, Leaf, Loop, Plan, Stage, Tree, stages_of
+from tinyc.ir.program import Target
+
+MIN_ROWS = 32
+# What lies between the contractions may take this share of the second-level cache.
+SHARE = 4
+
+
+def block_rows(plan: Plan, target: Target) -> list[Remark]:
+    """Cut rows where that pays and is legal; changes the stages, which then are placed anew."""
+    remarks = []
+    for body, around in bodies(plan):
+        found = choose_rows(body, around, plan, target)
+        if found is not None:
+            rows, size = found
+            first = cut(plan, rows, size)
+            remarks.append(Remark(
+                "applied", "block", first.name, f"runs in blocks of {size} complete rows",
+                first.node.origin, {"rows": size, "members": len(rows)}))
+    return remarks
+
+
+def bodies(plan: Plan) -> Iterator[tuple[list[Stage], set[Var]]]:
+    """The stages of each loop that holds several contractions, with the loops around them."""
+    for nest in plan.nests:
+        stack: list[tuple[Tree, set[Var]]] = [(t, set()) for t in nest.body]
+        while stack:
+            tree, around = stack.pop()
+            if isinstance(tree, Loop):
+                inner = around | {tree.var}
+                stack.extend((t, inner) for t in tree.body)
+                leaves = [t for t in tree.body if isinstance(t, Leaf)]
+                if sum(leaf.stage.kind == "contract" for leaf in leaves) > 1:
+                    yield [s for t in tree.body for s in stages_of(t)], inner
+
+
+# -- which axis is cut ---------------------------------------------------------------------------
+
+
+def choose_rows(body: list[Stage], around: set[Var], plan: Plan,
+                target: Target) -> tuple[dict[Stage, Var], int] | None:
+    """(each member's variable that runs along the rows, rows of a block); None: nothing is cut."""
+    large = [s for s in body if between(s, body)
+             and inner_bytes(s, around, plan) > target.l2 // SHARE]
+    if not large:
+        return None
+    classes = Classes(body)
+    widest = max(inner_bytes(s, around, plan) for s in large)
+    for v in large[0].axes:
+        rows = classes.of_each(body, v)
+        size = block_size(v.extent, widest, target) if rows else 0
+        if rows and size and all(may_cut(s, rows[s], body) for s in body):
+            return rows, size
+    return None
+
+
+def between(stage: Stage, body: list[Stage]) -> bool:
+    """True if a member's value is read by others of the body alone."""
+    return stage.kind in ("contract", "map") and any(stage in s.producers for s in body)
+
+
+def inner_bytes(stage: Stage, around: set[Var], plan: Plan) -> int:
+    """Bytes of a member's value in one iteration of the loops around."""
+    names = plan.mapping[stage]
+    own = [v.extent for v in stage.axes if names.get(v, v) not in around]
+    return math.prod(own) * stage.dtype.itemsize
+
+
+def block_size(extent: int, nbytes: int, target: Target) -> int:
+    """The largest divisor of the extent whose rows fit the share of the cache, or 0."""
+    fits = max(MIN_ROWS, target.l2 // SHARE * extent // nbytes)
+    return next((n for n in range(min(fits, extent // 2), MIN_ROWS - 1, -1) if extent % n == 0), 0)
+
+
+def may_cut(stage: Stage, v: Var, body: list[Stage]) -> bool:
+    """True if a member can run block by block: complete rows, or a sum that goes on."""
+    if stage.kind == "scatter" or stage.hoist is not None or stage.block is not None:
+        return False
+    if v in stage.axes:
+        return True
+    # A sum over rows is complete only after the last block.
+    return stage.kind in ("contract", "sum", "max") and not any(stage in s.producers for s in body)
+
+
+class Classes:
+    """Which variables of a body's members run in step, because one reads what the other makes."""
+
+    def __init__(self, body: list[Stage]):
+        self.parent: dict[Var, Var] = {}
+        self.broken: set[Var] = set()
+        made = {s.buf: s for s in body}
+        storages = {s.buf.storage for s in body}
+        for stage in body:
+            for read in stage.reads:
+                maker = made.get(read.buf)
+                if maker is not None:
+                    self.note(read, maker)
+                elif read.buf.storage in storages:  # a part of what a member makes
+                    self.broken.update(v for i in read.index for v in i.free_vars())
+
+    def note(self, read: Read, maker: Stage) -> None:
+        """A read of a member's value at plain variables joins them with the maker's axes."""
+        for index, axis in zip(read.index, maker.axes):
+            v = index.as_var()
+            if v is not None and not read.guard:
+                self.parent[self.root(v)] = self.root(axis)
+            elif axis.extent > 1:
+                self.broken.add(axis)
+                self.broken.update(index.free_vars())
+
+    def root(self, v: Var) -> Var:
+        """The representative of a variable's class."""
+        while v in self.parent and self.parent[v] is not v:
+            v = self.parent[v]
+        return v
+
+    def of_each(self, body: list[Stage], v: Var) -> dict[Stage, Var] | None:
+        """The variable of each member in the class of `v`; None if one has none, or several."""
+        wanted, found = self.root(v), {}
+        if wanted in {self.root(b) for b in self.broken}:
+            return None
+        for stage in body:
+            mine = [u for u in (*stage.axes, *stage.red) if self.root(u) is wanted]
+            if len(mine) != 1 or mine[0].extent != v.extent:
+                return None
+            found[stage] = mine[0]
+        return found
+
+
+# -- cutting -------------------------------------------------------------------------------------
+
+
+def cut(plan: Plan, rows: dict[Stage, Var], size: int) -> Stage:
+    """Split the variable of each member, and the dimension of what it makes; returns the first."""
+    dims: dict[Buf, int] = {}
+    for stage, v in rows.items():
+        if v in stage.axes:
+            dims[stage.buf] = stage.axes.index(v)
+    for buf, d in dims.items():
+        split_dimension(buf, d, size)
+    for stage in plan.stages:
+        names = split_variable(stage, rows[stage], size) if stage in rows else {}
+        if names or any(r.buf in dims for r in stage.reads):
+            rewrite_reads(stage, dims, names, size)
+    return next(iter(rows))
+
+
+def split_dimension(buf: Buf, d: int, size: int) -> None:
+    """Give a buffer two dimensions, block and row, in the place of one."""
+    extent, stride = buf.shape[d], buf.strides[d]
+    buf.shape = (*buf.shape[:d], extent // size, size, *buf.shape[d + 1:])
+    buf.strides = (*buf.strides[:d], stride * size, stride, *buf.strides[d + 1:])
+
+
+def split_variable(stage: Stage, v: Var, size: int) -> dict[Var, Affine]:
+    """Give a stage two variables, block and row, in the place of one; the block is outermost."""
+    block, row = Var(f"{v.name}b", v.extent // size), Var(f"{v.name}r", size)
+
+    def both(variables: tuple[Var, ...]) -> tuple[Var, ...]:
+        return tuple(u for w in variables for u in ((block, row) if w is v else (w,)))
+
+    stage.axes, stage.red = both(stage.axes), both(stage.red)
+    if stage.kind == "contract":
+        stage.block = block
+    return {v: Affine.of(block) * size + Affine.of(row)}
+
+
+def rewrite_reads(stage: Stage, dims: dict[Buf, int], names: dict[Var, Affine], size: int) -> None:
+    """Rename variables, and index split buffers by block and row."""
+    done: dict[Read, Read] = {}
+
+    def leaf(e: Expr) -> Expr:
+        if isinstance(e, Read) and e.buf in dims:
+            d = dims[e.buf]
+            parts = (e.index[d] // size, e.index[d] % size)
+            e = Read(e.buf, (*e.index[:d], *parts, *e.index[d + 1:]), e.guard)
+        if isinstance(e, Read):
+            done[e] = e
+        return e
+
+    def renamed(a: Affine) -> Affine:
+        return a.substitute(names)
+
+    stage.expr = rewrite(stage.expr, leaf, renamed)
+    stage.target = tuple(renamed(i.map_data(lambda e: rewrite(e, leaf, renamed)))
+                         for i in stage.target)
+    stage.reads = list(done)
