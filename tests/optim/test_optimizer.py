@@ -117,6 +117,61 @@ def test_groups_have_options_of_their_own() -> None:
         optimizer.add_param_group({"params": [Tensor([1.0])], "momentun": 0.9})
 
 
+class Tied:
+    """A small language model whose embedding is its last layer, of either library."""
+
+    def __init__(self, nn) -> None:
+        self.wte, self.norm, self.fc = nn.Embedding(7, 6), nn.LayerNorm(6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 7, bias=False)
+        self.head.weight = self.wte.weight
+        self.net = nn.ModuleList([self.wte, self.norm, self.fc, self.head])
+
+    def groups(self) -> list[dict]:
+        params = [p for _, p in self.net.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in params if p.dim() >= 2], "weight_decay": 0.5},
+            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+    def logits(self, tokens):
+        return self.head(self.fc(self.norm(self.wte(tokens))))
+
+
+@pytest.mark.oracle
+def test_weights_decay_and_biases_do_not_with_a_tied_weight_counted_once() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    mine, other = Tied(nn), Tied(torch.nn)
+    state = other.net.state_dict()
+    assert list(mine.net.state_dict()) == list(state)
+    mine.net.load_state_dict(state)
+    ours = optim.AdamW(mine.groups(), lr=0.01, betas=(0.9, 0.95))
+    theirs = torch.optim.AdamW(other.groups(), lr=0.01, betas=(0.9, 0.95))
+    assert [len(g["params"]) for g in ours.param_groups] == [2, 3]
+    tokens, targets = np.arange(20) % 7, (np.arange(20) * 3) % 7
+
+    @tinyc.jit
+    def take(x: Tensor, y: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(mine.logits(x), y)
+        ours.zero_grad()
+        loss.backward()
+        ours.step()
+        return loss
+
+    for _ in range(5):
+        loss = torch.nn.functional.cross_entropy(
+            other.logits(torch.tensor(tokens)), torch.tensor(targets)
+        )
+        theirs.zero_grad()
+        loss.backward()
+        theirs.step()
+        found = take(Tensor(tokens), Tensor(targets))
+        assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    for a, b in zip(mine.net.parameters(), other.net.parameters(), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert mine.head.weight is mine.wte.weight
+
+
 def test_the_learning_rate_is_state_and_compiles_nothing() -> None:
     net = model()
     optimizer = optim.SGD(net.parameters(), lr=0.1)
@@ -298,6 +353,33 @@ def test_pytorch_s_state_is_taken_over() -> None:
     ours.load_state_dict(other.state_dict())
     their_step()
     step(net, ours)
+    for a, b in zip(weights(net), theirs.parameters()):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_pytorch_takes_our_state_over(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    net = model()
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    ours = getattr(optim, kind)(net.parameters(), lr=0.01, weight_decay=0.1, **options)
+    other = getattr(torch.optim, kind)(theirs.parameters(), **options)
+    for _ in range(3):
+        step(net, ours)
+    theirs.load_state_dict({k: torch.tensor(v.numpy()) for k, v in net.state_dict().items()})
+    state = ours.state_dict()
+    rows = {
+        number: {key: torch.tensor(value.numpy()) for key, value in row.items()}
+        for number, row in state["state"].items()
+    }
+    other.load_state_dict({"state": rows, "param_groups": state["param_groups"]})
+    for _ in range(3):
+        step(net, ours)
+        other.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(torch.tensor(X)), torch.tensor(Y)).backward()
+        other.step()
     for a, b in zip(weights(net), theirs.parameters()):
         np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-5, atol=1e-6)
 

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-import tinyc
-from tinyc import Tensor, nn, optim
+from tinyc import Tensor, optim
 
 KINDS = {
     "sgd": ("SGD", {"lr": 0.1}),
@@ -105,45 +104,3 @@ def test_sgd_is_a_geometric_series_on_a_parabola() -> None:
         (w * w).sum().backward()
         optimizer.step()
     assert w.item() == pytest.approx(0.5**4, rel=1e-12)
-
-
-def test_gradient_accumulation_is_one_large_batch() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((32, 6)).astype(np.float32)
-    y = rng.integers(0, 3, 32)
-    results = []
-    for parts in (1, 4):
-        model = nn.Linear(6, 3)
-        nn.init.constant_(model.weight, 0.1)
-        nn.init.zeros_(model.bias)
-        optimizer = optim.SGD(model.parameters(), lr=0.5)
-        for a, b in zip(np.split(x, parts), np.split(y, parts)):
-            loss = nn.functional.cross_entropy(model(Tensor(a)), Tensor(b))
-            (loss / parts).backward()
-        optimizer.step()
-        results.append(model.weight.numpy())
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-7)
-
-
-def test_gradients_accumulate_over_jitted_calls() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, 8, 6)).astype(np.float32)
-    y = rng.integers(0, 3, (3, 8))
-    results = []
-    for wrap in (lambda f: f, tinyc.jit):
-        model = nn.Linear(6, 3)
-        nn.init.constant_(model.weight, 0.1)
-        nn.init.zeros_(model.bias)
-        optimizer = optim.Adam(model.parameters(), lr=0.1)
-
-        def add(x: Tensor, y: Tensor, model: nn.Module = model) -> None:
-            nn.functional.cross_entropy(model(x), y).backward()
-
-        add, step = wrap(add), wrap(optimizer.step)
-        for _ in range(3):
-            optimizer.zero_grad()
-            for a, b in zip(x, y):
-                add(Tensor(a), Tensor(b))
-            step()
-        results.append(model.weight.numpy())
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
