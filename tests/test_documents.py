@@ -13,6 +13,7 @@ import tinyc
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "design.md",
+             ROOT / "docs" / "control.md",
              ROOT / "benchmarks" / "README.md"]  # fmt: skip
 
 
@@ -66,3 +67,19 @@ def test_the_table_of_switches_names_them_as_the_code_does():
     text = "\n".join(path.read_text() for path in DOCUMENTS)
     known = {tinyc.config.environment_name(name) for name in vars(tinyc.config.Settings())}
     assert set(re.findall(r"TINYC_[A-Z_]+", text)) <= known
+
+
+CONTROL = ROOT / "docs" / "control.md"
+
+
+@pytest.mark.parametrize("number", range(len(blocks(CONTROL))))
+def test_taking_control(number, capsys):
+    code = blocks(CONTROL)[number]
+    names: dict = {}
+    exec(compile(code, "example.py", "exec"), names)
+    shown = capsys.readouterr()
+    text = re.sub(r"\s+", " ", shown.out + shown.err)
+    # what stands in the text after a block, as what it prints, is what it prints
+    after = CONTROL.read_text().split(code)[1].split("```python")[0]
+    for promised in re.findall(r"prints[^`]*`([^`]+)`", re.sub(r"\s+", " ", after)):
+        assert promised in text

@@ -16,6 +16,7 @@ from tinyc.version import __version__
 if TYPE_CHECKING:
     from tinyc import config, data, diagnostics, functional, models, nn, optim, random
     from tinyc.capture import jit
+    from tinyc.codegen.watch import on_store
     from tinyc.config import configure, debug
     from tinyc.diagnostics import TinycError
     from tinyc.ir.dtype import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
@@ -119,6 +120,7 @@ __all__ = [
     "models",
     "nn",
     "no_grad",
+    "on_store",
     "ones",
     "ones_like",
     "optim",
@@ -178,6 +180,7 @@ _MODULES = ("config", "data", "diagnostics", "functional", "models", "nn", "opti
 # Where the public names are defined.
 _HOMES = {
     "capture": ("jit",),
+    "codegen.watch": ("on_store",),
     "config": ("configure", "debug"),
     "diagnostics": ("TinycError",),
     "nn.serialization": ("load", "save"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyc import config
-from tinyc.diagnostics import Remark, collected
+from tinyc.diagnostics import Origin, Remark, collected, warn_once
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
@@ -109,7 +109,10 @@ class NumpyExecutable:
 
 
 class NativeExecutable:
-    """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs."""
+    """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs.
+
+    `native` is what the device made of the program. `on_pointers`: it may be called on addresses.
+    """
 
     def __init__(self, program: Program, native: Any, device: str,
                  outputs: tuple[Node, ...], leaves: tuple[Node, ...]):
@@ -118,6 +121,7 @@ class NativeExecutable:
         self.leaves = leaves
         self.native = native
         self.device = device
+        self.on_pointers = device != "interpret"
         self.fresh = tuple(None if o is None else (dtypes.DTYPES[o.dtype], o.shape)
                            for o in program.outputs)
 
@@ -181,23 +185,34 @@ def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) ->
     """The executable with this canonical key, made if it is not known yet."""
     settings = config.current()
     device = device_of(outputs)
-    full = (key, device, settings.fuse, settings.bounds)
+    lines = places(outputs, device)
+    full = (key, device, settings.fuse, settings.bounds, lines)
     found = _programs.get(full)
     if found is None:
-        found = _programs[full] = make_executable(*anonymous(outputs, leaves), device)
+        found = _programs[full] = make_executable(
+            *anonymous(outputs, leaves, len(_programs) if lines else 0), device)
     return found
 
 
+def places(outputs: Sequence[Node], device: str) -> tuple[Origin, ...]:
+    """The user's lines where a program shows them while it runs; equal graphs share others."""
+    return tuple([n.origin for n in toposort(outputs)]) if device == "interpret" else ()
+
+
 def anonymous(
-    outputs: Sequence[Node], leaves: Sequence[Node]
+    outputs: Sequence[Node], leaves: Sequence[Node], serial: int = 0
 ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-    """The graph on buffers that are nobody's, so that a program keeps no memory alive."""
+    """The graph on buffers that are nobody's, so that a program keeps no memory alive.
+
+    Graphs of different serials have nodes, so lines, of their own.
+    """
+    base = NOBODYS * (serial + 1)
     numbers: dict[int, tuple[int, int]] = {}
     new: dict[Node, Node] = {}
     for leaf in leaves:
         uid, version = leaf.attrs[:2]
         number, first = numbers.setdefault(uid, (len(numbers), version))
-        new[leaf] = node(Op.BUFFER, (), (number, version - first + NOBODYS, *leaf.attrs[2:]))
+        new[leaf] = node(Op.BUFFER, (), (number, version - first + base, *leaf.attrs[2:]))
     for n in toposort(outputs):
         if n not in new:
             new[n] = with_sources(n, tuple([new[s] for s in n.src]))
@@ -220,12 +235,17 @@ def make_executable(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     if device == "numpy":
         return NumpyExecutable(outputs, leaves)
     with recorder.span("compile", "compile", nodes=len(toposort(outputs))):
+        if device == "interpret":
+            return make_interpreted(outputs, leaves)
         return make_native(outputs, leaves, device)
 
 
 def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
                 device: str) -> NativeExecutable:
     """Make or load a program, then its library."""
+    if config.current().break_at:
+        warn_once("break_at", f"nothing stops on device {device}: TINYC_BREAK_AT stops in kernels "
+                              "that Python runs, with TINYC_DEVICE=interpret")
     native = get_device(device)
     start, loaded = time.perf_counter(), programs_loaded
     with recorder.span("program", "compile"):
@@ -236,6 +256,20 @@ def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     verb = "compiled" if programs_loaded == loaded else "loaded"
     report(verb, outputs, program, ready.library, middle - start, time.perf_counter() - middle)
     return NativeExecutable(program, ready, device, outputs, leaves)
+
+
+def make_interpreted(outputs: tuple[Node, ...], leaves: tuple[Node, ...]) -> NativeExecutable:
+    """A graph's kernels as on the cpu device, for Python; a stored program has no loops to run."""
+    from tinyc import pipeline
+    from tinyc.interpreted import Interpreted
+
+    global passes_run
+    passes_run += 1
+    start = time.perf_counter()
+    program, done = pipeline.build_program(outputs, leaves, host_target())
+    assert done.plan is not None
+    report("compiled", outputs, program, None, time.perf_counter() - start, 0.0)
+    return NativeExecutable(program, Interpreted(program, done.plan), "interpret", outputs, leaves)
 
 
 def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: str) -> Program:

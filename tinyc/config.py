@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-DEVICES = ("cpu", "numpy")
+DEVICES = ("cpu", "numpy", "interpret")
 PREFIX = "TINYC_"
 
 _DEBUG_FORM = re.compile(r"(\d+)(?::([^@]*))?(?:@(.*))?")
@@ -70,6 +70,7 @@ class Settings:
     threads: int = _switch(0, "threads of the native pool; 0 means as many as there are cores")
     check: bool = _switch(False, "verify after every pass and compare results with numpy")
     bounds: bool = _switch(True, "check data-dependent indices; a bad one raises IndexError")
+    break_at: str = _switch("", "stop in kernels or lines that this finds, on device interpret")
     dump: str = _switch("", "folder for the IR after each pass and the generated source")
     report: str = _switch("", "HTML file for what ran and why, written when the process ends")
     cache_dir: str = _switch("", "folder of compiled programs; empty means the user's cache folder")
@@ -93,7 +94,16 @@ def _parse(spec: Field[Any], text: str) -> Any:
     choices = spec.metadata["choices"]
     if choices and text.partition(":")[0] not in choices:
         raise ValueError(f"expected one of {', '.join(choices)}")
+    if spec.name == "break_at":
+        _check_pattern(text)
     return text
+
+
+def _check_pattern(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -150,7 +150,10 @@ def devices() -> list[Finding]:
     from tinyc.runtime.toolchain import find_compiler
 
     section = "devices"
-    found = [Finding(section, "numpy", "good", "computes every graph, slowly, without a compiler")]
+    found = [
+        Finding(section, "numpy", "good", "computes every graph, slowly, without a compiler"),
+        Finding(section, "interpret", "good", "the cpu's kernels, run by Python: breakpoints work"),
+    ]
     try:
         find_compiler()
         found.append(Finding(section, "cpu", "good", "generated C on a pool of threads"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from running import buffers, native
+from running import buffers, interpreted, native
 
 from tinyc import config
 from tinyc.ir import build as b
@@ -79,13 +79,14 @@ def test_every_operation_is_here():
     assert set(Op) - set(GRAPHS) <= {Op.VAR}
 
 
+@pytest.mark.parametrize("run", [native, interpreted], ids=["c", "interpreted"])
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "unfused"])
-def test_operations_run_as_c(fuse):
+def test_operations_run(fuse, run):
     leaves, memory = buffers(*FLOATS, *INTS, *MASKS, PICKS)
     graphs = {op: make(*leaves) for op, make in GRAPHS.items() if op is not Op.ASSIGN}
     for op, out in graphs.items():
         assert any(n.op is op for n in toposort((out,))), op
-    found = native(tuple(graphs.values()), memory, fuse)
+    found = run(tuple(graphs.values()), memory, fuse)
     for op, a, e in zip(graphs, found, evaluate(list(graphs.values()), memory), strict=True):
         assert a.dtype == e.dtype and a.shape == e.shape, op
         np.testing.assert_allclose(a, e, rtol=1e-5, err_msg=op.name)

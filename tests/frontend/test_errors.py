@@ -96,8 +96,9 @@ def test_errors(error, message, call) -> None:
 @pytest.mark.parametrize(
     ("message", "call"), [c[2:] for c in CASES[-3:]], ids=[c[0] for c in CASES[-3:]]
 )
-def test_indices_are_checked_in_compiled_programs(message, call) -> None:
-    with config.configure(device="cpu"), pytest.raises(IndexError, match=message):
+@pytest.mark.parametrize("device", ["cpu", "interpret"])
+def test_indices_are_checked_in_compiled_programs(device, message, call) -> None:
+    with config.configure(device=device), pytest.raises(IndexError, match=message):
         call()
 
 

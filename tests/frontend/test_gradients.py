@@ -15,10 +15,13 @@ from tinyc.diagnostics import TinycError
 from tinyc.ir.node import interned_count
 
 
-@pytest.fixture(autouse=True)
-def _on_numpy() -> Iterator[None]:
-    with config.configure(device="numpy"):
+@pytest.fixture(params=["numpy", "interpret"], autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    with config.configure(device=request.param):
         yield
+
+
+numpy_only = pytest.mark.parametrize("_device", ["numpy"], indirect=True)
 
 
 def test_fan_out_accumulates() -> None:
@@ -47,6 +50,7 @@ def test_forty_doublings() -> None:
     assert time.perf_counter() - start < 2
 
 
+@numpy_only
 def test_ten_thousand_operations() -> None:
     x = Tensor(np.float64(1), requires_grad=True)
     y = x

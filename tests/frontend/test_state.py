@@ -16,7 +16,7 @@ from tinyc.ir.ops import Op
 from tinyc.runtime.buffer import ALLOCATOR
 
 
-@pytest.fixture(params=["numpy", "cpu"], autouse=True)
+@pytest.fixture(params=["numpy", "cpu", "interpret"], autouse=True)
 def _device(request: pytest.FixtureRequest) -> Iterator[None]:
     with config.configure(device=request.param):
         yield

@@ -111,7 +111,7 @@ class Replay:
         self._uids = {slot.buffer.uid for slot in self.overwritten}
         for slot in self.overwritten:
             slot.writers = [*slot.writers, self.runs]
-        if isinstance(self.executable, NativeExecutable):
+        if isinstance(self.executable, NativeExecutable) and self.executable.on_pointers:
             self._native = self.executable.native
             leaves = len(self._buffers)
             self._returned_at = [(leaves + k, *self._fresh[k]) for k in range(values)]

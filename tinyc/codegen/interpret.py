@@ -1,8 +1,8 @@
-"""Runs loop kernels, one scalar at a time: the oracle for lowering and for schedules.
+"""Runs loop kernels, one scalar at a time: the oracle for schedules, and the device `interpret`.
 
 Any tree runs, scheduled or not. What a schedule may not rely on is made to fail: chunks and simd
 iterations run backwards, memory that nobody wrote holds a pattern, and an access outside its
-storage raises.
+storage raises. Each store can be watched, see `tinyc.codegen.watch`.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyc.codegen.watch import Stored, Watcher
 from tinyc.ir.cost import elements
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.index import Affine, Var
@@ -33,11 +34,14 @@ from tinyc.ir.loop import (
     Storage,
     Store,
     Within,
+    loads,
     walk,
 )
 from tinyc.ir.ops import Op
 
 UNWRITTEN = 0x7B
+# An index out of range: the number of its check, counted from 1, and its value.
+Bad = tuple[int, int]
 
 
 class OutsideStorage(AssertionError):
@@ -45,20 +49,42 @@ class OutsideStorage(AssertionError):
 
 
 def run_kernels(kernels: Sequence[LoopKernel], slots: Mapping[Storage, np.ndarray],
-                arena_size: int | None = None) -> tuple[int, int] | None:
+                arena_size: int | None = None) -> Bad | None:
     """Run kernels in order on flat arrays, one for each slot, which they write in place.
 
     With `arena_size` the arena is one piece of memory and storages lie at their offsets; without,
-    each has memory of its own. Returns (site, value) of the first index out of range, if any.
+    each has memory of its own. Returns (site, value) of the last kernel's first index out of range.
     """
-    arena = None if arena_size is None else np.full(arena_size, UNWRITTEN, np.uint8)
+    arena = None if arena_size is None else new_arena(arena_size)
     shared = dict(slots)
-    found: tuple[int, int] | None = None
+    found: Bad | None = None
+    for kernel in kernels:
+        found = run_kernel(kernel, shared, arena) or found
+    return found
+
+
+def new_arena(size: int) -> np.ndarray:
+    """Memory for what lives between kernels, as if nobody had written to it."""
+    return np.full(size, UNWRITTEN, np.uint8)
+
+
+def run_kernel(kernel: LoopKernel, shared: dict[Storage, np.ndarray], arena: np.ndarray | None,
+               watchers: Sequence[Watcher] = ()) -> Bad | None:
+    """Run one kernel on arrays by storage; those of the arena are added to `shared`.
+
+    Returns (site, value) of the first index out of range, if any: then `finish` is left out.
+    """
+    found: Bad | None = None
+    orders: dict[int, list[Expr]] = {}
     with np.errstate(all="ignore"):
-        for kernel in kernels:
-            for chunk in reversed(range(kernel.chunks)):
-                found = Worker(kernel, shared, arena, chunk, found).run(kernel.body)
-            found = Worker(kernel, shared, arena, 0, found).run(kernel.finish)
+        for chunk in reversed(range(kernel.chunks)):
+            worker = Worker(kernel, shared, arena, chunk, orders, watchers)
+            worker.block(kernel.body)
+            found = found or worker.found
+        if found is None and kernel.finish:
+            worker = Worker(kernel, shared, arena, 0, orders, watchers)
+            worker.block(kernel.finish)
+            found = worker.found
     return found
 
 
@@ -77,21 +103,18 @@ class Worker:
     """One chunk of one kernel: its loop variables, and registers and scratch of its own."""
 
     def __init__(self, kernel: LoopKernel, shared: dict[Storage, np.ndarray],
-                 arena: np.ndarray | None, chunk: int, found: tuple[int, int] | None) -> None:
+                 arena: np.ndarray | None, chunk: int, orders: dict[int, list[Expr]],
+                 watchers: Sequence[Watcher]) -> None:
         self.kernel = kernel
         self.shared = shared
         self.arena = arena
         self.chunk = chunk
-        self.found = found
+        self.found: Bad | None = None
         self.own: dict[Storage, np.ndarray] = {}
         self.variables = Variables()
         self.variables[kernel.chunk] = chunk
-        self.orders: dict[int, list[Expr]] = {}
-
-    def run(self, body: tuple[Stmt, ...]) -> tuple[int, int] | None:
-        """Run statements; returns the first index found out of range."""
-        self.block(body)
-        return self.found
+        self.orders = orders
+        self.watchers = watchers
 
     # -- memory ----------------------------------------------------------------------------------
 
@@ -131,6 +154,7 @@ class Worker:
             for i in self.iterations(stmt):
                 self.variables[stmt.var] = i
                 self.block(stmt.body)
+            self.variables.pop(stmt.var, None)
         elif isinstance(stmt, Alloc):
             self.own[stmt.storage] = self.place(stmt.storage)
         elif isinstance(stmt, If):
@@ -162,12 +186,28 @@ class Worker:
         if value.dtype != array.dtype:
             raise AssertionError(f"{self.kernel.name}: {value.dtype} stored as {array.dtype}")
         at = self.position(stmt.storage, stmt.index)
+        if self.watchers:
+            self.show(stmt, at, value, array[at])
         if stmt.accumulate == "sum":
             array[at] += value
         elif stmt.accumulate == "max":
             array[at] = np.maximum(array[at], value)
         else:
             array[at] = value
+
+    def show(self, stmt: Store, at: int, value: Any, old: Any) -> None:
+        """Hand a store that is about to happen to those who watch it."""
+        kernel = self.kernel
+        member = next((word for word in stmt.note.split() if word in kernel.members), "")
+        for watcher in self.watchers:
+            if watcher.wants(f"{kernel.name} {stmt.note}"):
+                computed = self.variables.computed
+                reads = {f"{e.storage.name}[{e.index.evaluate(self.variables)}]": computed[id(e)]
+                         for e in loads(stmt.value) if all(map(self.holds, e.guard))}
+                loops = {v.name: i for v, i in self.variables.items() if v.extent > 1}
+                watcher.function(Stored(kernel.name, member, kernel.lines.get(member),
+                                        stmt.storage.name, at, value, old, stmt.accumulate, loops,
+                                        reads))
 
     def contraction(self, stmt: Contraction) -> None:
         """tile[0] = sum of a * b, then the body, at each point of rows and columns."""

@@ -76,8 +76,9 @@ def lower_nest(plan: Plan, nest: Nest, target: Target) -> LoopKernel:
         finish.extend(lower_tree(low, tree, (), root=False))
     members = tuple(s.name for s in stages)
     origins = tuple(dict.fromkeys(s.node.origin for s in stages if s.node.origin))
+    lines = {s.name: s.node.origin for s in stages if s.node.origin}
     return LoopKernel(kernel_name(nest), tuple(body), tuple(finish), low.chunk,
-                      members, origins)
+                      members, origins, lines)
 
 
 def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
@@ -130,21 +131,22 @@ def accumulator(low: Lowering, stage: Stage, around: tuple[Loop, ...],
     own = [low.plan.mapping[stage].get(v, v) for v in stage.axes if v.extent > 1]
     open_axes = [v for v in own if v not in done]
     home = private_buf(low, stage) if root and stage in low.nest.private else stage.buf
-    zero = identity(stage.kind, stage.dtype)
+    zero, note = identity(stage.kind, stage.dtype), note_of(stage)
     idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
     if open_axes:
         low.accumulators[stage] = home
-        init: Stmt = Store(home.storage, home.address(idx), zero)
+        init: Stmt = Store(home.storage, home.address(idx), zero, None, note)
         for v in reversed(open_axes):
             init = For(v, (init,))
         return [init], []
     if home.storage.role == "register":
         low.accumulators[stage] = home
-        return [Alloc(home.storage), Store(home.storage, Affine.const_of(0), zero)], []
+        return [Alloc(home.storage),
+                Store(home.storage, Affine.const_of(0), zero, None, note)], []
     register = Storage(f"acc{stage.number}", 1, stage.dtype, "register")
     low.accumulators[stage] = Buf(register, stage.buf.shape, (0,) * len(stage.axes))
-    end = Store(home.storage, home.address(idx), Load(register, Affine.const_of(0)))
-    return [Alloc(register), Store(register, Affine.const_of(0), zero)], [end]
+    end = Store(home.storage, home.address(idx), Load(register, Affine.const_of(0)), None, note)
+    return [Alloc(register), Store(register, Affine.const_of(0), zero, None, note)], [end]
 
 
 def private_buf(low: Lowering, stage: Stage) -> Buf:
@@ -188,12 +190,13 @@ def combine(low: Lowering, stage: Stage) -> list[Stmt]:
     register = Storage(f"sum{stage.number}", 1, stage.dtype, "register")
     zero = Affine.const_of(0)
     kind = "max" if stage.kind == "max" else "sum"
+    note = note_of(stage)
     first = Load(part.storage, flat)
     rest = Load(part.storage, flat + (Affine.of(each) + 1) * part.size)
     body: list[Stmt] = [
-        Alloc(register), Store(register, zero, first),
-        For(each, (Store(register, zero, rest, kind),)),
-        Store(stage.buf.storage, stage.buf.address(idx), Load(register, zero)),
+        Alloc(register), Store(register, zero, first, None, note),
+        For(each, (Store(register, zero, rest, kind, note),)),
+        Store(stage.buf.storage, stage.buf.address(idx), Load(register, zero), None, note),
     ]
     for v in reversed(axes):
         body = [For(v, tuple(body))] if v.extent > 1 else body
@@ -262,7 +265,8 @@ def clear(stage: Stage) -> Stmt:
     """Zero the whole target before anything is added to it."""
     axes = tuple(Var(f"z{stage.number}_{d}", n) for d, n in enumerate(stage.buf.shape))
     address = stage.buf.address(tuple(Affine.of(v) for v in axes))
-    stmt: Stmt = Store(stage.buf.storage, address, identity("sum", stage.dtype))
+    zero, note = identity("sum", stage.dtype), note_of(stage)
+    stmt: Stmt = Store(stage.buf.storage, address, zero, None, note)
     for v in reversed(axes):
         stmt = For(v, (stmt,)) if v.extent != 1 else stmt
     return stmt

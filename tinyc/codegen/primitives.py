@@ -161,8 +161,9 @@ def accumulate_in_register(loop: For) -> tuple[Stmt, ...]:
     for s in found:
         r = Storage(f"{s.storage.name}_r{next(_copies)}", 1, s.storage.dtype, "register")
         zero = Affine.const_of(0)
-        before += [Alloc(r), Store(r, zero, neutral(s))]
-        after.append(Store(s.storage, s.index, Load(r, zero), s.accumulate))
+        start = replace(s, storage=r, index=zero, value=neutral(s), accumulate=None)
+        before += [Alloc(r), start]
+        after.append(replace(s, value=Load(r, zero)))
         exchange[id(s)] = replace(s, storage=r, index=zero)
     return (*before, replace(loop, body=swap_stores(loop.body, exchange)), *after)
 

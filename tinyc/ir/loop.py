@@ -6,9 +6,10 @@ An array access is (storage, affine index): shapes and strides are gone at this 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tinyc.diagnostics import Origin
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.ops import Op
@@ -210,7 +211,10 @@ def loads(root: Expr) -> list[Load]:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """storage[index] = value, or combined with it: accumulate is None, "sum" or "max"."""
+    """storage[index] = value, or combined with it: accumulate is None, "sum" or "max".
+
+    `note` names the member of the kernel that stores.
+    """
 
     storage: Storage
     index: Affine
@@ -390,7 +394,8 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
 class LoopKernel:
     """One kernel: `body` runs once per chunk (in any order, on any worker), `finish` once after.
 
-    Loops of kind "chunk" cover the share of the chunk that runs; `chunk` is its number.
+    Loops of kind "chunk" cover the share of the chunk that runs; `chunk` is its number. `lines`
+    are the user's lines that members come from.
     """
 
     name: str
@@ -398,7 +403,8 @@ class LoopKernel:
     finish: tuple[Stmt, ...]
     chunk: Var
     members: tuple[str, ...] = ()
-    origins: tuple[tuple[str, int], ...] = ()
+    origins: tuple[Origin, ...] = ()
+    lines: Mapping[str, Origin] = field(default_factory=dict)
 
     @property
     def chunks(self) -> int:

@@ -4,10 +4,11 @@ Apart from the plan that leads to it, so that a process which loads programs loa
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyc.diagnostics import Origin
+from tinyc.diagnostics import BoundsError, Origin, format_origin
 
 if TYPE_CHECKING:
     import networkx
@@ -153,6 +154,20 @@ class Program:
                 for kernel in range(storage.first, storage.last + 1):
                     live[kernel] += storage.nbytes
         return live
+
+    def bounds_error(self, number: int, value: int, ran: int,
+                     addresses: Sequence[int]) -> BoundsError:
+        """The error for an index out of range: check `number`, counted from 1, found `value`.
+
+        The first `ran` kernels may have changed the memory at the `addresses` of their leaves.
+        """
+        site = self.sites[number - 1]
+        error = BoundsError(f"{site.op} (at {format_origin(site.origin)}): index {value} is out of "
+                            f"range; 0 <= index < {site.bound}")
+        written = {name for kernel in self.kernels[:ran] for name in kernel.writes}
+        error.overwritten = frozenset(
+            addresses[int(name[2:])] for name in written if name.startswith("in"))
+        return error
 
     def kernel_graph(self) -> networkx.DiGraph:
         """Kernels as nodes, an edge where one reads what another writes."""

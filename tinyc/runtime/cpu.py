@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyc import config
-from tinyc.diagnostics import BoundsError, CompileError, format_origin
+from tinyc.diagnostics import CompileError
 from tinyc.ir.dtype import DType
 from tinyc.runtime import footprint, recorder
 from tinyc.runtime.buffer import ALIGNMENT, Block, Buffer, system_block
@@ -222,7 +222,7 @@ class CpuExecutable:
         else:
             ran = self._timed(slots, times)
         if status[0]:
-            self._raise_bounds(slots, ran)
+            raise self.program.bounds_error(status[0], status[1], ran, list(slots))
 
     def _recorded(
         self, slots: ctypes.Array, times: np.ndarray | None, active: recorder.Recorder
@@ -259,18 +259,6 @@ class CpuExecutable:
             return self._step(slots, device.arena, device.runtime_argument)
         finally:
             device.runtime.times = None
-
-    def _raise_bounds(self, slots: ctypes.Array, ran: int) -> None:
-        number, value = self.device.status
-        site = self.program.sites[number - 1]
-        error = BoundsError(
-            f"{site.op} (at {format_origin(site.origin)}): index {value} is out of range;"
-            f" 0 <= index < {site.bound}"
-        )
-        kernels = self.program.kernels[:ran]
-        leaves = {name for kernel in kernels for name in kernel.writes if name.startswith("in")}
-        error.overwritten = frozenset(slots[int(name[2:])] for name in leaves)
-        raise error
 
 
 # How many threads ---------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def get_device(name: str) -> Device:
         from tinyc.runtime.cpu import CpuDevice
 
         return CpuDevice()
-    if name == "numpy":
+    if name in ("numpy", "interpret"):
         return HostDevice(name)
     known = ", ".join(config.DEVICES)
     raise DeviceError(f"device: no device is called {name!r}; there are {known}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HostDevice:
-    """A device whose memory is numpy's; the compiler runs its programs with an evaluator."""
+    """A device whose memory is numpy's; the compiler runs its programs with an interpreter."""
 
     target = ""
 
