@@ -66,3 +66,14 @@ def test_what_waits_for_a_later_kernel_names_it():
 
 def test_rules_are_told_in_the_same_words_everywhere():
     assert all(name == name.lower() and words[0].islower() for name, words in RULES.items())
+
+
+def test_a_layer_for_one_row_does_not_read_its_weights_down_the_columns():
+    (x, v, w), _ = buffers(floats(1, 96), floats(128, 96), floats(256, 128))
+    outputs = [linear.linear(activation.relu(linear.linear(x, v)), w)]
+    found = remark(outputs, "across-rows")
+    assert found.terms.items() >= {"bytes": 4 * 256 * 128, "limit": 1 << 14}.items()
+    assert len(plan_of(outputs).nests) == 2
+    (x, v, w), _ = buffers(floats(1, 96), floats(128, 96), floats(128, 256))
+    downwards = [linear.matmul(activation.relu(linear.linear(x, v)), w)]
+    assert len(plan_of(downwards).nests) == 1, "rows of such weights are what the loop meets"

@@ -293,7 +293,22 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var,
             return refusals.still_read(p)
     if v in stage.red:
         refusal = cannot_accumulate(f, stage, way, depth)
-        return refusal or (None if v is stage.block else cached(f, members, way, depth))
+        if refusal is None and v is not stage.block:
+            refusal = cached(f, members, way, depth)
+        return refusal or crosses_rows(f, way, v)
+    return None
+
+
+def crosses_rows(f: Fuser, way: Shared, v: Var) -> Refusal | None:
+    """A sum over `v`, outside of loops that step over whole rows, would read columns of them."""
+    for read in way.stage.reads:
+        flat = read.buf.address(read.index)
+        rows = [u for u in way.axes if abs(flat.coeff(u)) >= f.target.lanes]
+        if abs(flat.coeff(v)) != 1 or not rows:
+            continue
+        size = elements([*rows, v]) * read.dtype.itemsize
+        if size > f.target.l1 // 2:
+            return refusals.across_rows(way.stage, read, size, f.target)
     return None
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine
+from tinyc.ir.loop import Read
 from tinyc.ir.plan import Loop, Nest, Stage, read_vars
 from tinyc.ir.program import Target
 
@@ -24,6 +25,7 @@ RULES: dict[str, str] = {
     "tile-elementwise": "only elementwise work runs on the register tiles of a contraction",
     "tile-index": "a contraction's result is read elsewhere than at the elements of a tile",
     "accumulator-size": "the private sums of the chunks would take too much memory",
+    "across-rows": "the loop would run down the columns of a matrix that lies in rows",
     "stays-in-cache": "what is read stays in the first-level cache; a loop of its own is as fast",
     "kernel-end": "a value is complete only at the end of the kernel, which ends once",
     "data-index": "elements are added at indices that depend on data",
@@ -134,6 +136,15 @@ def accumulator_size(stage: Stage, size: int, target: Target) -> Refusal:
         "accumulator-size", f"every chunk would sum {size} bytes of its own; at most {limit}",
         f"{stage.name} would join if its result had at most {limit} bytes, "
         f"{size / limit:.1f} times less", terms={"bytes": size, "limit": limit})
+
+
+def across_rows(stage: Stage, read: Read, size: int, target: Target) -> Refusal:
+    """A profit rule: a sum over a loop that moves along rows which it all reads, by one element."""
+    limit = target.l1 // 2
+    return Refusal(
+        "across-rows", f"would read {size} bytes of {read.buf.storage.name} column by column",
+        f"{stage.name} would join if what it reads lay in the order of the loop, "
+        f"or had at most {limit} bytes", terms={"bytes": size, "limit": limit})
 
 
 def stays_in_cache(p: Stage, size: int, target: Target) -> Refusal:
