@@ -8,6 +8,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tinyc.version import __version__
 
@@ -65,7 +66,30 @@ def parser() -> argparse.ArgumentParser:
     cache = commands.add_parser("cache", help="where compiled programs are kept, and how many")
     cache.add_argument("--clear", action="store_true", help="remove them")
     cache.set_defaults(run=run_cache)
+    add_opt(commands)
     return p
+
+
+def add_opt(commands: Any) -> None:
+    """Describe the arguments of ``tinyc opt``."""
+    p = commands.add_parser(
+        "opt",
+        help="run passes on a graph in a file of a dump",
+        description="Run passes on a graph, as TINYC_DUMP and graph() write it, and print what "
+        "they make of it: a graph, stages, loops or, with -p all, C. What -p leaves out is left "
+        "out, but for passes without which a later one has nothing to work on.",
+    )
+    p.add_argument("file", help="graph IR, such as DUMP/000-train-9/00-graph.ir; - is the input")
+    p.add_argument("-p", "--passes", required=True, help="all, or names: simplify,lift,fuse")
+    shown = p.add_mutually_exclusive_group()
+    diffs = "show what each pass changed, as a diff, and what it applied"
+    shown.add_argument("--print-after-change", action="store_true", help=diffs)
+    whole = "show all of the program after each pass"
+    shown.add_argument("--print-after-all", action="store_true", help=whole)
+    p.add_argument("-o", "--output", metavar="FILE", help="write the result there")
+    target = "compile for a CPU other than this one: lanes=8,tile_rows=6"
+    p.add_argument("--target", default="", metavar="NAME=N,...", help=target)
+    p.set_defaults(run=run_opt)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -107,6 +131,13 @@ def run_doctor(options: argparse.Namespace) -> int:
     findings = doctor.examine()
     print(doctor.render(findings))
     return int(any(f.state == "bad" for f in findings))
+
+
+def run_opt(options: argparse.Namespace) -> int:
+    """Run passes on a graph in a file."""
+    from tinyc.commands import opt
+
+    return opt.run(options)
 
 
 def run_compare(options: argparse.Namespace) -> int:

@@ -112,7 +112,10 @@ class NativeExecutable:
     """Runs a compiled program; buffers are the leaves in order, then fresh ones for outputs.
 
     `native` is what the device made of the program. `on_pointers`: it may be called on addresses.
+    What the first run is given is kept in the folder `dumped`, if there is one.
     """
+
+    dumped: Path | None = None
 
     def __init__(self, program: Program, native: Any, device: str,
                  outputs: tuple[Node, ...], leaves: tuple[Node, ...]):
@@ -128,6 +131,11 @@ class NativeExecutable:
     def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; in-place updates store into the leaves and give None."""
         note_run(self, buffers)
+        if self.dumped is not None:
+            from tinyc import dumps
+
+            dumps.write_inputs(self.dumped, [buffer.array for buffer in buffers])
+            self.dumped = None
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
         slots = [*buffers, *(b for b in outputs if b is not None)]
         if config.current().check:
@@ -249,13 +257,15 @@ def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     native = get_device(device)
     start, loaded = time.perf_counter(), programs_loaded
     with recorder.span("program", "compile"):
-        program = find_program(outputs, leaves, device)
+        program, dumped = find_program(outputs, leaves, device)
     middle = time.perf_counter()
     with recorder.span("C compiler", "compile", kernels=len(program.kernels)):
         ready = native.load(program)
     verb = "compiled" if programs_loaded == loaded else "loaded"
     report(verb, outputs, program, ready.library, middle - start, time.perf_counter() - middle)
-    return NativeExecutable(program, ready, device, outputs, leaves)
+    executable = NativeExecutable(program, ready, device, outputs, leaves)
+    executable.dumped = dumped if config.current().dump_inputs else None
+    return executable
 
 
 def make_interpreted(outputs: tuple[Node, ...], leaves: tuple[Node, ...]) -> NativeExecutable:
@@ -272,8 +282,12 @@ def make_interpreted(outputs: tuple[Node, ...], leaves: tuple[Node, ...]) -> Nat
     return NativeExecutable(program, Interpreted(program, done.plan), "interpret", outputs, leaves)
 
 
-def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: str) -> Program:
-    """The program of a graph: from the disk if it is there, else by the passes."""
+def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
+                 device: str) -> tuple[Program, Path | None]:
+    """The program of a graph: from the disk if it is there, else by the passes.
+
+    With it goes the folder of its dump, if one was made.
+    """
     from tinyc import program_cache
 
     global programs_loaded, passes_run
@@ -284,14 +298,14 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...], device: st
         programs_loaded += 1
         for remark in program.remarks:
             collected(Remark.from_dict(remark))
-        return program
+        return program, None
     from tinyc import pipeline
 
     passes_run += 1
-    program, _ = pipeline.build_program(outputs, leaves, target)
+    program, done = pipeline.build_program(outputs, leaves, target)
     if key:
         program_cache.store(key, program, outputs)
-    return program
+    return program, done.dumped
 
 
 def host_target() -> Target:

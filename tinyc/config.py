@@ -72,6 +72,7 @@ class Settings:
     bounds: bool = _switch(True, "check data-dependent indices; a bad one raises IndexError")
     break_at: str = _switch("", "stop in kernels or lines that this finds, on device interpret")
     dump: str = _switch("", "folder for the IR after each pass and the generated source")
+    dump_inputs: bool = _switch(False, "keep there, too, what each program is given first")
     report: str = _switch("", "HTML file for what ran and why, written when the process ends")
     cache_dir: str = _switch("", "folder of compiled programs; empty means the user's cache folder")
 

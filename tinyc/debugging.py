@@ -14,7 +14,7 @@ from tinyc.diagnostics import debug_line, format_origin, print_debug
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.program import Program
 from tinyc.ir.program_text import count, fusion_texts, quantity, with_figures
-from tinyc.ir.steps import Fired, Step, changes, difference
+from tinyc.ir.steps import Step, changes
 
 
 def show_start(outputs: Sequence[Node]) -> None:
@@ -31,7 +31,7 @@ def show_step(before: Step, after: Step) -> None:
     fired = [f for f in after.fired if debug.shows(6, f.kernel, after.name)]
     if texts or fired or debug.shows(5, None, after.name):
         print_debug(step_text(before, after), "blue")
-        for text in [*map(fired_text, fired), *texts]:
+        for text in [*(f.text() for f in fired), *texts]:
             print_debug(("\n" if text.startswith("---") else "") + text)
 
 
@@ -43,15 +43,6 @@ def step_text(before: Step, after: Step) -> str:
     if after.fired:
         what += f", {count(len(after.fired), 'step')} applied"
     return with_figures(f"pass {after.name}: {what}", f"{after.seconds * 1e3:.1f} ms")
-
-
-def fired_text(fired: Fired) -> str:
-    """Return what a rule did to a node, on a line, or a step of scheduling to a kernel."""
-    if fired.kernel is None:
-        place = format_origin(fired.origin)
-        return f"rule {fired.name}: {fired.before} -> {fired.after} [{place}]"
-    change = difference(fired.before, fired.after, "", "").split("\n", 2)[2]
-    return f"schedule {fired.kernel}: {fired.name}\n{change}"
 
 
 def show_program(verb: str, outputs: Sequence[Node], program: Program, library: Path | None,

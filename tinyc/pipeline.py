@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tinyc import config, debugging, dumps
 from tinyc.codegen import c, cpu
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
-from tinyc.diagnostics import Remark, collected
+from tinyc.diagnostics import Remark, ScheduleError, TinycError, VerifyError, collected
 from tinyc.ir.build import materialize
 from tinyc.ir.cost import stage_work
 from tinyc.ir.lift import lift
@@ -118,7 +119,7 @@ class Compilation:
 
     `graph` is what the graph passes have made of `outputs` so far, `plan` what the others fill in.
     `names` are those of the graph's nodes in texts. With `keeps_texts` each step has its texts, and
-    with `shows` DEBUG prints them.
+    with `shows` DEBUG prints them. `dumped` is the folder of the dump, if there is one.
     """
 
     outputs: tuple[Node, ...]
@@ -126,6 +127,7 @@ class Compilation:
     target: Target
     keeps_texts: bool = False
     shows: bool = False
+    dumped: Path | None = None
     graph: tuple[Node, ...] = ()
     plan: Plan | None = None
     names: dict[Node, str] = field(default_factory=dict)
@@ -164,13 +166,8 @@ def run_pass(done: Compilation, p: Pass) -> Step:
     before = done.graph
     start = time.perf_counter()
     with watch() if done.keeps_texts else nullcontext() as fired:
-        if done.plan is None:
-            done.graph = p.run(done.graph, done.target)
-        else:
-            p.run(done.plan, done.target)
+        apply(done, p)
     seconds = time.perf_counter() - start
-    if done.plan is None and config.current().check:
-        verify(done.graph)
     step = Step(p.name, seconds=seconds)
     if done.keeps_texts:
         form, blocks = texts_after(done, p, before)
@@ -179,6 +176,26 @@ def run_pass(done: Compilation, p: Pass) -> Step:
             debugging.show_step(done.steps[-1], step)
     done.steps.append(step)
     return step
+
+
+def apply(done: Compilation, p: Pass) -> None:
+    """Let a pass do its work. Where it fails, which is a bug, its error names a crash file."""
+    try:
+        if done.plan is not None:
+            p.run(done.plan, done.target)
+            return
+        after = p.run(done.graph, done.target)
+        if config.current().check:
+            verify(after)
+        done.graph = after
+    except Exception as error:
+        if isinstance(error, TinycError) and not isinstance(error, (VerifyError, ScheduleError)):
+            raise  # what the user asked for can't be done
+        passes = [q.name for q in PLAN[: PLAN.index(p) + 1]] if p in PLAN else [p.name]
+        kept = dumps.write_crash(done.outputs[0].origin, p.name, passes, to_text(done.graph),
+                                 done.target, error)
+        what = f"pass {p.name} failed: {type(error).__name__}: {error}"
+        raise VerifyError(f"{what}\n{kept}") from error
 
 
 def texts_after(done: Compilation, p: Pass, before: tuple[Node, ...]) -> tuple[str, dict[str, str]]:
@@ -217,8 +234,9 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
                       source.scratch_size, infos, tuple(plan.sites),
                       tuple(r.to_dict() for r in plan.remarks), source.parts,
                       storage_infos(plan, phase))
-    if config.current().dump and not again:
-        dumps.write(config.current().dump, outputs[0].origin, done.steps, program)
+    folder = config.current().dump
+    if folder and not again:
+        done.dumped = dumps.write(folder, outputs[0].origin, done.steps, program, target)
     return program, done
 
 

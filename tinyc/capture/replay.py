@@ -277,7 +277,8 @@ _ORIGIN = ("<jit>", 0)
 
 def _watched() -> bool:
     """Does somebody want to see or check each run?"""
-    return compiler.observed() or config.current().check or profile.wanted()
+    settings = config.current()
+    return compiler.observed() or settings.check or settings.dump_inputs or profile.wanted()
 
 
 def _tensor(buffer: Buffer) -> Tensor:

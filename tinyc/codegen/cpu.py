@@ -24,6 +24,7 @@ UNROLL_STATEMENTS = 48
 
 def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel with its contractions, rows and maps scheduled for a CPU."""
+    p.number_names()
     body = schedule_contractions(kernel.body, kernel.name, kernel.chunks, target)
     note(kernel, "tile contractions", kernel.body, body)
     body = rows_and_maps(body, kernel, target)

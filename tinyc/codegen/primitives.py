@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count
+from threading import local
 
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.dtype import DType, bool_, limits
@@ -100,7 +100,24 @@ def digit(loop: For) -> int | None:
     return min(found, default=None)
 
 
-_copies = count()
+class _Numbers(local):
+    """Tells apart the names of a kernel's registers; each thread schedules kernels of its own."""
+
+    following = 0
+
+
+_numbers = _Numbers()
+
+
+def number_names() -> None:
+    """Count names from 0 again: the texts of a kernel do not depend on what came before it."""
+    _numbers.following = 0
+
+
+def fresh_number() -> int:
+    """Return a number that no name of this kernel has yet."""
+    _numbers.following += 1
+    return _numbers.following - 1
 
 
 def unroll(loop: For) -> tuple[Stmt, ...]:
@@ -119,7 +136,7 @@ def unroll(loop: For) -> tuple[Stmt, ...]:
 
 def renamed(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     """A copy of `body` with registers of its own."""
-    fresh = {s.storage: Storage(f"{s.storage.name}_{next(_copies)}", s.storage.size,
+    fresh = {s.storage: Storage(f"{s.storage.name}_{fresh_number()}", s.storage.size,
                                 s.storage.dtype, s.storage.role)
              for s in statements(body) if isinstance(s, Alloc)}
     return replace_storage(body, fresh) if fresh else body
@@ -159,7 +176,7 @@ def accumulate_in_register(loop: For) -> tuple[Stmt, ...]:
     after: list[Stmt] = []
     exchange: dict[int, Store] = {}
     for s in found:
-        r = Storage(f"{s.storage.name}_r{next(_copies)}", 1, s.storage.dtype, "register")
+        r = Storage(f"{s.storage.name}_r{fresh_number()}", 1, s.storage.dtype, "register")
         zero = Affine.const_of(0)
         start = replace(s, storage=r, index=zero, value=neutral(s), accumulate=None)
         before += [Alloc(r), start]
@@ -235,7 +252,7 @@ def interleave(loop: For, lanes: int) -> tuple[Stmt, ...]:
     for inner, sums in found.items():
         fresh = {}
         for s, store in sums.items():
-            v = Storage(f"{s.name}_v{next(_copies)}", plan[inner], s.dtype, "register")
+            v = Storage(f"{s.name}_v{fresh_number()}", plan[inner], s.dtype, "register")
             lane = Var(f"{v.name}l", v.size)
             before += [Alloc(v), For(lane, (Store(v, Affine.of(lane), neutral(store)),), "simd")]
             after += lane_tree(s, v, store.accumulate)
@@ -401,7 +418,7 @@ def fixed_indices(loop: For, moving: set[Var], written: set[Storage], before: li
         if free_vars(e) & moving or any(
                 x.storage in written or x.storage.role == "register" for x in loads(e)):
             return e
-        r = Storage(f"h{next(_copies)}", 1, e.dtype, "register")
+        r = Storage(f"h{fresh_number()}", 1, e.dtype, "register")
         before.extend([Alloc(r), Store(r, Affine.const_of(0), e)])
         return Load(r, Affine.const_of(0))
 
@@ -454,7 +471,7 @@ def replace_fixed(root: Expr, fixed: dict[int, bool], before: list[Stmt], done: 
             key = (e.storage, e.index, e.guard) if isinstance(e, Load) else (id(e),)
             found = shared.get(key)
         if found is None:
-            r = Storage(f"h{next(_copies)}", 1, e.dtype, "register")
+            r = Storage(f"h{fresh_number()}", 1, e.dtype, "register")
             before.extend([Alloc(r), Store(r, Affine.const_of(0), e)])
             found = shared[key] = Load(r, Affine.const_of(0))
         done[id(e)] = found

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from tinyc.diagnostics import Origin
+from tinyc.diagnostics import Origin, format_origin
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ class Fired:
     after: str
     origin: Origin | None = None
     kernel: str | None = None
+
+    def text(self) -> str:
+        """Return a rule with the user's line on one line, a step of scheduling with its diff."""
+        if self.kernel is None:
+            place = format_origin(self.origin)
+            return f"rule {self.name}: {self.before} -> {self.after} [{place}]"
+        change = difference(self.before, self.after, "", "").split("\n", 2)[2]
+        return f"schedule {self.kernel}: {self.name}\n{change}"
 
 
 @dataclass(frozen=True)
