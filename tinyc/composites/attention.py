@@ -40,15 +40,28 @@ def attention(
     _check(query, key, value, mask, causal, grouped)
     if grouped:
         key, value = (_shared_heads(x, query.shape[-3]) for x in (key, value))
+    found = shares(query, key, mask, causal, scale)
+    if dropout_p and draw is not None:
+        found = dropout(found, dropout_p, draw(found.shape))
+    return matmul(found, value)
+
+
+def shares(
+    query: Node,
+    key: Node,
+    mask: Node | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Node:
+    """Return how much each row of the query takes of each of the keys: [..., L, S].
+
+    That is softmax(query @ key^T * scale + mask), with the arguments of `attention`.
+    """
     scores = matmul(query, _transposed(key))
     scores = b.mul(scores, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if mask is not None:
-        shares = _safe_softmax(_masked(scores, mask))
-    else:
-        shares = softmax(_masked(scores, _lower(scores.shape[-2:])) if causal else scores)
-    if dropout_p and draw is not None:
-        shares = dropout(shares, dropout_p, draw(shares.shape))
-    return matmul(shares, value)
+        return _safe_softmax(_masked(scores, mask))
+    return softmax(_masked(scores, _lower(scores.shape[-2:])) if causal else scores)
 
 
 def _transposed(x: Node) -> Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinyc.nn import functional, init, utils
 from tinyc.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from tinyc.nn.attention import MultiheadAttention
 from tinyc.nn.container import ModuleList, Sequential
 from tinyc.nn.convolution import AdaptiveAvgPool2d, AvgPool2d, Conv2d, MaxPool2d
 from tinyc.nn.layers import Dropout, Embedding, Flatten, Identity, Linear, Unflatten
@@ -11,6 +12,12 @@ from tinyc.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from tinyc.nn.module import Module, StateDictError
 from tinyc.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 from tinyc.nn.parameter import Parameter
+from tinyc.nn.transformer import (
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "GELU",
@@ -34,6 +41,7 @@ __all__ = [
     "MaxPool2d",
     "Module",
     "ModuleList",
+    "MultiheadAttention",
     "Parameter",
     "RMSNorm",
     "ReLU",
@@ -43,6 +51,10 @@ __all__ = [
     "Softmax",
     "StateDictError",
     "Tanh",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Unflatten",
     "functional",
     "init",
