@@ -181,6 +181,45 @@ def test_adam_is_one_kernel_for_each_group(jitted):
     assert len(updates) == len(groups), str(found)
 
 
+def heads(need_weights: bool) -> Callable[[nn.Module, Tensor], Any]:
+    def attend(layer: nn.Module, x: Tensor) -> Any:
+        y, shares = layer(x, x, x, need_weights=need_weights, is_causal=True)
+        return (y, shares) if need_weights else y
+
+    return attend
+
+
+# name -> (layer, its call, the most kernels forward, and in both directions)
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable, int, int]] = {
+    "attention": (lambda: nn.MultiheadAttention(96, 3, batch_first=True), heads(False), 3, 10),
+    "attention with shares": (
+        lambda: nn.MultiheadAttention(96, 3, batch_first=True), heads(True), 3, 0),
+    "encoder layer": (
+        lambda: nn.TransformerEncoderLayer(
+            96, 3, 384, 0.0, "gelu", batch_first=True, norm_first=True),
+        lambda layer, x: layer(x, is_causal=True), 7, 20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_kernels_of_a_layer(name):
+    make, call, forward, both = LAYERS[name]
+    layer, x, dy = make(), numbers(2, 128, 96, grad=True), numbers(2, 128, 96)
+    found = explain(lambda x: call(layer, x), x)
+    assert len(found.kernels) <= forward, str(found)
+
+    def both_ways(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+        x.grad = None
+        layer.zero_grad()
+        y = call(layer, x)
+        y.backward(dy)
+        return (y, x.grad, *[param.grad for param in layer.parameters()])
+
+    if both:
+        found = explain(jit(both_ways), x, dy)
+        assert len(found.kernels) <= both, str(found)
+
+
 def test_clipping_by_norm_is_at_most_one_more_kernel():
     found = []
     for clips in (False, True):
