@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyc.diagnostics import format_origin
+from tinyc.ir.program import Program
 from tinyc.reporting import facts
+from tinyc.reporting.assembly import kernel_code
 from tinyc.reporting.machine import Machine, machine
 from tinyc.reporting.measure import REPEATS, Times, beside, run_in_turns, variants
 from tinyc.reporting.recording import Recorded, Recording, record_call
@@ -26,19 +28,20 @@ def collect(
     title: str = "",
     repeats: int = REPEATS,
     unfused: bool = True,
+    assembly: bool = True,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Return all that is known of the programs that a call of a function runs, as plain data.
 
     ``what`` is a function, which is called once on the arguments, or what `record` has recorded.
     Each program is then run ``repeats`` times on copies of what it was given, in turns with the
-    same graph unfused, so nothing of the caller's changes further. Times are microseconds, sizes
-    bytes; `docs/design.md` lists the keys.
+    same graph unfused, so nothing of the caller's changes further. For ``assembly`` programs are
+    compiled once more, with line numbers. Times are microseconds, sizes bytes.
     """
     recording = what if isinstance(what, Recording) else record_call(what, args, kwargs)
     peaks = machine()
     programs = [
-        program(recorded, peaks, repeats, unfused)
+        program(recorded, peaks, repeats, unfused, assembly)
         for recorded in recording.programs
         if recorded.executable.program.kernels
     ]
@@ -52,7 +55,9 @@ def collect(
     }
 
 
-def program(recorded: Recorded, peaks: Machine, repeats: int, unfused: bool) -> dict[str, Any]:
+def program(
+    recorded: Recorded, peaks: Machine, repeats: int, unfused: bool, assembly: bool
+) -> dict[str, Any]:
     """Return what is known of one program."""
     executable = recorded.executable
     built = facts.rebuild(executable)
@@ -63,6 +68,8 @@ def program(recorded: Recorded, peaks: Machine, repeats: int, unfused: bool) -> 
     graph, edges = facts.nodes(built)
     storages = facts.storages(built.program, recorded.buffers)
     first, middle, last = times[0].total().tolist()
+    timed = kernels(recorded, times, peaks)
+    helpers = add_assembly(timed, times[0].program) if assembly else []
     return {
         "title": format_origin(executable.outputs[0].origin),
         "calls": max(1, len(recorded.runs)),
@@ -75,13 +82,25 @@ def program(recorded: Recorded, peaks: Machine, repeats: int, unfused: bool) -> 
         **({"unfused": totals(times[1])} if others else {}),
         "nodes": graph,
         "edges": edges,
-        "kernels": kernels(recorded, times, peaks),
+        "kernels": timed,
+        "helpers": helpers,
         "links": facts.links(built),
         "storages": storages,
         "peak": facts.peak(built.program, storages),
         "timeline": timeline(times[0].typical()),
         "passes": facts.passes(built),
     }
+
+
+def add_assembly(kernels: list[dict[str, Any]], program: Program) -> list[dict[str, Any]]:
+    """Give kernels their machine code; return that of the functions that they share."""
+    codes, helpers = kernel_code(program)
+    for kernel, code in zip(kernels, codes, strict=True):
+        kernel["asm"] = code
+        kernel["calls_helpers"] = [
+            h["name"] for h in helpers if h["name"] + "(" in kernel["source"]
+        ]
+    return helpers
 
 
 def totals(times: Times) -> dict[str, Any]:

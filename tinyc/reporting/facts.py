@@ -16,7 +16,7 @@ from tinyc.ir.phases import phases
 from tinyc.ir.plan import Stage
 from tinyc.ir.printer import to_text
 from tinyc.ir.program import KernelInfo, Program, StorageInfo
-from tinyc.ir.steps import Fired, changes
+from tinyc.ir.steps import Fired, changes, difference
 from tinyc.runtime.buffer import Buffer
 
 Place = list[Any] | None
@@ -246,26 +246,34 @@ def peak(program: Program, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
 
 def passes(built: Rebuilt) -> list[dict[str, Any]]:
-    """Return what each pass took and did: the program's text before and after, rules applied."""
+    """Return what each pass took and did: texts, and what it applied and remarked.
+
+    The text before the first pass is there; that before another is the one after the pass before.
+    """
     remarks: dict[str, list[dict[str, Any]]] = {}
     for remark in built.program.remarks:
-        remarks.setdefault(remark["pass_name"], []).append(dict(remark))
+        shown = {key: remark[key] for key in ("kind", "subject", "message", "rule", "about")}
+        remarks.setdefault(remark["pass_name"], []).append(shown)
     return [
         {
             "name": step.name,
             "ms": step.seconds * 1e3,
             "form": step.form,
-            "before": before.text,
+            **({} if number else {"before": before.text}),
             "after": step.text,
             "diff": "\n".join(changes(before, step).values()),
-            "firings": [_firing(fired) for fired in step.fired],
+            "firings": [firing(fired) for fired in step.fired],
             "remarks": remarks.get(step.name, []),
         }
-        for before, step in pairwise(built.compilation.steps)
+        for number, (before, step) in enumerate(pairwise(built.compilation.steps))
     ]
 
 
-def _firing(fired: Fired) -> dict[str, Any]:
-    line = list(fired.origin) if fired.origin else None
-    shown = {"rule": fired.name, "before": fired.before, "after": fired.after}
-    return {**shown, "kernel": fired.kernel, "line": line}
+def firing(fired: Fired) -> dict[str, Any]:
+    """Return a rule with the nodes before and after, or a step of scheduling with its diff."""
+    if fired.kernel is None:
+        shown = {"rule": fired.name, "before": fired.before, "after": fired.after}
+        return {**shown, "kernel": None, "line": place(fired.origin)}
+    change = difference(fired.before, fired.after, "", "").partition("@@")[2]
+    shown = {"rule": fired.name, "before": "", "after": "@@" + change}
+    return {**shown, "kernel": fired.kernel, "line": None}

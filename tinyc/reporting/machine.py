@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from tinyc.runtime.device import get_device
 from tinyc.runtime.toolchain import Unit, cpu_features, find_compiler, float_lanes, load_library
 
 FILE = "machine.json"
-# Working sets of all threads together, from what fits the first cache to what fits none.
-SIZES = (1 << 15, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 27)
+# Working sets of all threads together: those that fit the caches of cores, and larger ones.
+OWN, SHARED = (1 << 15, 1 << 17, 1 << 19, 1 << 21), (1 << 23, 1 << 27)
 # Each figure is the best of as many runs as fit this time, and of these at least.
 SECONDS, ROUNDS = 0.04, 5
 # Independent chains of multiply-adds: enough to hide their latency on every CPU of today.
@@ -69,7 +71,9 @@ def machine() -> Machine:
     device: Any = get_device("cpu")
     compiler = find_compiler()
     threads = device.threads
-    key = make_key("machine", cpu_features(), compiler.version, str(threads), SOURCE, str(SIZES))
+    key = make_key(
+        "machine", cpu_features(), compiler.version, str(threads), SOURCE, str((OWN, SHARED))
+    )
     entry = disk_cache().get(key)
     if entry is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -83,19 +87,25 @@ def machine() -> Machine:
 
 
 def measure(device: Any, threads: int, compiler: str) -> Machine:
-    """Measure the peaks with all threads of a device's pool."""
-    probe = Probe(device, threads)
-    flops = 2 * CHAINS * probe.lanes * STEPS * threads
-    levels = tuple((size, probe.rate("copy", size, size)) for size in SIZES)
+    """Measure the peaks: of what cores share with all threads, of the rest with one.
+
+    Arithmetic and small working sets are a core's own, so what one core reaches is multiplied. That
+    is true also while other processes keep some of the cores busy.
+    """
+    everyone, alone = Probe(device, threads), Probe(device, 1)
+    cores = min(threads, core_count())
+    flops = 2 * CHAINS * alone.lanes * STEPS * cores
+    small = [(size, cores * alone.rate("copy", size // cores)) for size in OWN]
+    shared = [(size, everyone.rate("copy", size)) for size in SHARED]
     return Machine(
         cpu=cpu_name(),
         threads=threads,
         compiler=" ".join(compiler.split()[:4]),
-        peak_gflops=flops / probe.nanoseconds("fma", 0),
-        read_gbs=probe.rate("read", SIZES[-1], SIZES[-1]),
-        copy_gbs=levels[-1][1],
-        launch_us=probe.nanoseconds("nothing", 0) / 1e3,
-        levels=levels[:-1],
+        peak_gflops=flops / alone.nanoseconds("fma", 0),
+        read_gbs=everyone.rate("read", SHARED[-1]),
+        copy_gbs=shared[-1][1],
+        launch_us=everyone.nanoseconds("nothing", 0) / 1e3,
+        levels=(*small, *shared[:-1]),
     )
 
 
@@ -108,13 +118,13 @@ class Probe:
         source = SOURCE.format(bytes=4 * self.lanes, chains=CHAINS, steps=STEPS, lanes=self.lanes)
         self.library, _ = load_library(Unit(source))
         self.device = device
-        self.memory = np.zeros(SIZES[-1] // 4, np.float32)
+        self.memory = np.zeros(SHARED[-1] // 4, np.float32)
         self.library.tc_probe.restype = ctypes.c_long
 
-    def rate(self, what: str, size: int, moved: int) -> float:
+    def rate(self, what: str, size: int) -> float:
         """Return GB/s of a stream through a working set; small ones are streamed repeatedly."""
         repeats = max(1, (1 << 22) // size)
-        return moved * repeats / self.nanoseconds(what, size, repeats)
+        return size * repeats / self.nanoseconds(what, size, repeats)
 
     def nanoseconds(self, what: str, size: int, repeats: int = 1) -> float:
         """Return the shortest of a few runs on all threads, of the empty loop the median."""
@@ -124,9 +134,16 @@ class Probe:
         pool = (ctypes.c_void_p(runtime.par), ctypes.c_void_p(runtime.now))
         times: list[int] = []
         with self.device.lock:
-            while len(times) < ROUNDS or (sum(times) < SECONDS * 1e9 and len(times) < 1000):
+            while len(times) < ROUNDS or (sum(times) < 1e9 * SECONDS and len(times) < 1000):
                 times.append(self.library.tc_probe(number, arguments, *pool))
         return max(1, sorted(times)[len(times) // 2 if what == "nothing" else 0])
+
+
+def core_count() -> int:
+    """Return how many cores there are: threads of one core share its arithmetic."""
+    pattern = "devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list"
+    siblings = {path.read_text() for path in Path("/sys").glob(pattern)}
+    return len(siblings) or os.cpu_count() or 1
 
 
 def cpu_name() -> str:

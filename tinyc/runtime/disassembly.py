@@ -19,7 +19,14 @@ from pathlib import Path
 from tinyc.diagnostics import CompileError
 from tinyc.ir.program import Program
 from tinyc.ir.program_text import with_figures
-from tinyc.runtime.toolchain import LIBRARY, SOURCE, Compiler, find_compiler
+from tinyc.runtime.toolchain import (
+    LIBRARY,
+    SOURCE,
+    Compiler,
+    Unit,
+    compile_libraries,
+    find_compiler,
+)
 
 # What each family takes to say which loops it has made vector code of.
 REMARKS = {
@@ -104,13 +111,30 @@ def compile_again(source: str, compiler: Compiler,
         return remarks, disassemble(Path(folder) / LIBRARY)
 
 
+def instructions(program: Program) -> list[list[Instruction]]:
+    """Return the instructions of each function of a program, compiled with line numbers.
+
+    Nothing without objdump. What was compiled so is kept in the cache.
+    """
+    source = _LINE_DIRECTIVE.sub("", program.source)
+    unit = Unit(source, program.libm, parts=program.parts, line_numbers=True)
+    return disassemble(compile_libraries([unit])[0])
+
+
 def disassemble(library: Path) -> list[list[Instruction]]:
-    """Return the instructions of all functions; nothing without objdump."""
+    """Return the instructions of all functions; nothing without objdump.
+
+    What was inlined has the line into which it was.
+    """
     tool = shutil.which("objdump") or shutil.which("llvm-objdump")
     if tool is None:
         return []
     line = [tool, "--disassemble", "--line-numbers", "--no-show-raw-insn", str(library)]
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [*line, "--inlines"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:  # LLVM's has no such option
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     functions: list[list[Instruction]] = []
     place = 0
     for text in done.stdout.splitlines():

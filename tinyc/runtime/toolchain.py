@@ -91,13 +91,19 @@ class Unit:
     """One source to compile; `origins` names, for each kernel in it, the user's lines.
 
     The macro TC_PART selects one of the `parts`, counted from 1, of a source that is compiled by
-    several processes; without it the source is whole.
+    several processes; without it the source is whole. With `line_numbers` each instruction knows
+    its line, which changes no instruction.
     """
 
     source: str
     libm: bool = False
     origins: Origins = field(default_factory=dict)
     parts: int = 1
+    line_numbers: bool = False
+
+    def flags(self) -> tuple[str, ...]:
+        """The flags of this unit alone."""
+        return ("-g1",) if self.line_numbers else ()
 
 
 class _Broken(Exception):
@@ -295,7 +301,7 @@ def compile_libraries(units: Sequence[Unit]) -> list[Path]:
 def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
     """Compile and load a source; an entry that vanishes between the two is made again."""
     for attempt in range(4):
-        path = compile_library(unit.source, libm=unit.libm, origins=unit.origins)
+        (path,) = compile_libraries([unit])
         try:
             return ctypes.CDLL(str(path)), path
         except OSError as error:
@@ -311,7 +317,7 @@ def library_key(unit: Unit, compiler: Compiler) -> str:
 
     Comments are left out: they name lines of the user, which move without any other change.
     """
-    flags = (*compiler.flags(), *(["-lm"] if unit.libm else []))
+    flags = (*compiler.flags(), *unit.flags(), *(["-lm"] if unit.libm else []))
     command = shlex.join(compiler.command)
     source = _COMMENT.sub("", unit.source)
     return make_key("library", source, *flags, command, compiler.version, cpu_features())
@@ -350,9 +356,10 @@ def _compile_in(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCa
 def _first_lines(unit: Unit, compiler: Compiler) -> list[list[str]]:
     """Return the command lines that may run side by side: one for each part."""
     if unit.parts == 1:
-        return [compiler.command_line(SOURCE, LIBRARY, unit.libm)]
-    objects = _objects(unit)
-    return [compiler.part_line(i, name) for i, name in enumerate(objects, 1)]
+        lines = [compiler.command_line(SOURCE, LIBRARY, unit.libm)]
+    else:
+        lines = [compiler.part_line(i, name) for i, name in enumerate(_objects(unit), 1)]
+    return [[*line, *unit.flags()] for line in lines]
 
 
 def _objects(unit: Unit) -> list[str]:

@@ -1,0 +1,65 @@
+"""The machine code of a program's kernels, each instruction with the line of C behind it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tinyc.ir.program import Program
+from tinyc.runtime.disassembly import Instruction, extent, instructions
+
+_NAME = re.compile(r"\bvoid (\w+)\(")
+_CALLED = re.compile(r"\b(tc_tile_\w+)\(")
+# The text of an instruction, or of a place in memory, without comments of the disassembler.
+_COMMENT = re.compile(r"\s*#.*$")
+
+Code = list[list[Any]]
+
+
+def kernel_code(program: Program) -> tuple[list[Code], list[dict[str, Any]]]:
+    """Return [text, line of the kernel's source or None] for each instruction of each kernel.
+
+    Then come the functions that several kernels call, the register tiles: name, source, asm. A
+    kernel that runs in one piece may be inlined into the program's step, so an instruction belongs
+    to the kernel whose line it comes from. Empty where there is no disassembler.
+    """
+    functions = instructions(program)
+    source = program.source.splitlines()
+    kernels = []
+    for kernel in program.kernels:
+        match = _NAME.search(kernel.source)
+        first = extent(source, match[1]).start if match else 0
+        count = len(kernel.source.splitlines())
+        kernels.append(code_of(functions, range(first, first + count)) if first else [])
+    shared = dict.fromkeys(name for k in program.kernels for name in _CALLED.findall(k.source))
+    helpers = []
+    for name in shared:
+        lines = extent(source, name)
+        text = "\n".join(source[line - 1] for line in lines)
+        helpers.append({"name": name, "source": text, "asm": code_of(functions, lines)})
+    return kernels, helpers
+
+
+def code_of(functions: list[list[Instruction]], lines: range) -> Code:
+    """Return the instructions that come from some lines, these counted from their first.
+
+    An instruction of no line, in between, belongs to what is around it.
+    """
+    found: Code = []
+    for function in functions:
+        inside = [i for i, one in enumerate(function) if one.line in lines]
+        if not inside:
+            continue
+        # the program's step holds the code of many kernels, apart from each other
+        for one in function[inside[0] : inside[-1] + 1]:
+            if one.line in lines:
+                found.append([shown(one), one.line - lines.start + 1])
+            elif not one.line and found:
+                found.append([shown(one), None])
+    return found
+
+
+def shown(instruction: Instruction) -> str:
+    """Return an instruction with its address, to which jumps refer."""
+    text = _COMMENT.sub("", instruction.text)
+    return f"{instruction.address:x}: {text}"
