@@ -60,3 +60,31 @@ def test_a_kernel_is_shown_with_its_command_and_loop():
         assert re.search(r"  loop of \d+ instructions in k?\w+: .*\w", text)
     assert any("tc_tile_f32" in text for text in texts.values())
     assert not re.search(r"\b[0-9a-f]+ <", "".join(texts.values()))
+
+
+def test_lines_that_code_was_inlined_into_are_known():
+    listing = """\
+0000000000001a30 <k0_exp>:
+k0_exp():
+/tmp/x/program.c:40
+    1a30:\tpush   %rbp
+tc_exp_f32():
+/tmp/x/program.c:7
+inlined by /tmp/x/program.c:44 (k0_exp)
+    1a34:\tvmovss 0x255a(%rip),%xmm4        # 4034 <_fini+0x5e8>
+inlined by /tmp/x/program.c:44 (k0_exp)
+    1a38:\tvaddss %xmm4,%xmm4,%xmm4
+tc_low():
+/tmp/x/program.c:3
+inlined by /tmp/x/program.c:8 (tc_exp_f32)
+inlined by /tmp/x/program.c:45 (k0_exp)
+    1a40:\tnop
+0000000000001a50 <other>:
+    1a50:\tret
+""".splitlines()
+    code, other = disassembly.functions_of(listing)
+    assert [i.line for i in code] == [40, 7, 7, 3]
+    assert [i.callers for i in code] == [(), (44,), (44,), (8, 45)]
+    assert [i.line_in(range(40, 50)) for i in code] == [40, 44, 44, 45]
+    assert [i.line_in(range(1, 10)) for i in code] == [0, 7, 7, 8]
+    assert [(i.address, i.line, i.line_in(range(40, 50))) for i in other] == [(0x1A50, 0, 0)]

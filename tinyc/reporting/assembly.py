@@ -47,14 +47,15 @@ def code_of(functions: list[list[Instruction]], lines: range) -> Code:
     """
     found: Code = []
     for function in functions:
-        inside = [i for i, one in enumerate(function) if one.line in lines]
+        inside = [i for i, one in enumerate(function) if one.line_in(lines)]
         if not inside:
             continue
         # the program's step holds the code of many kernels, apart from each other
         for one in function[inside[0] : inside[-1] + 1]:
-            if one.line in lines:
-                found.append([shown(one), one.line - lines.start + 1])
-            elif not one.line and found:
+            line = one.line_in(lines)
+            if line:
+                found.append([shown(one), line - lines.start + 1])
+            elif not one.line:
                 found.append([shown(one), None])
     return found
 

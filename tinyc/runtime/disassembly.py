@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,19 @@ _CALLED = re.compile(r"\b(tc_tile_\w+)\(")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a disassembly, and the line of the source that it comes from, 0 if unknown."""
+    """One line of a disassembly, and the line of the source that it comes from, 0 if unknown.
+
+    `callers` are the lines into which that was inlined, the nearest first.
+    """
 
     address: int
     text: str
     line: int = 0
+    callers: tuple[int, ...] = ()
+
+    def line_in(self, lines: Container[int]) -> int:
+        """Return the outermost of its lines that is one of these, or 0."""
+        return next((n for n in (*reversed(self.callers), self.line) if n in lines), 0)
 
 
 def texts(program: Program, library: Path) -> dict[str, str]:
@@ -122,10 +130,7 @@ def instructions(program: Program) -> list[list[Instruction]]:
 
 
 def disassemble(library: Path) -> list[list[Instruction]]:
-    """Return the instructions of all functions; nothing without objdump.
-
-    What was inlined has the line into which it was.
-    """
+    """Return the instructions of all functions; nothing without objdump."""
     tool = shutil.which("objdump") or shutil.which("llvm-objdump")
     if tool is None:
         return []
@@ -135,17 +140,34 @@ def disassemble(library: Path) -> list[list[Instruction]]:
     )
     if done.returncode:  # LLVM's has no such option
         done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    functions: list[list[Instruction]] = []
-    place = 0
-    for text in done.stdout.splitlines():
+    return list(functions_of(done.stdout.splitlines()))
+
+
+def functions_of(listing: Iterable[str]) -> Iterator[list[Instruction]]:
+    """Yield the instructions of each function in what objdump printed.
+
+    An instruction without a line before it has that of the last one; lines that it was inlined
+    into stand below its own, or alone where its own is as before.
+    """
+    code: list[Instruction] = []
+    callers: list[int] = []
+    place, complete = 0, True
+    for text in listing:
         if _FUNCTION.match(text):
-            functions.append([])
-            place = 0
+            if code:
+                yield code
+            code, place, callers = [], 0, []
         elif match := _PLACE.match(text):
-            place = int(match[1])
-        elif (match := _INSTRUCTION.match(text)) and functions:
-            functions[-1].append(Instruction(int(match[1], 16), match[2].strip(), place))
-    return functions
+            if text.startswith(("inlined by", " (inlined by)")):
+                callers = [*([] if complete else callers), int(match[1])]
+            else:
+                place, callers = int(match[1]), []
+            complete = False
+        elif match := _INSTRUCTION.match(text):
+            code.append(Instruction(int(match[1], 16), match[2].strip(), place, tuple(callers)))
+            complete = True
+    if code:
+        yield code
 
 
 def hot_loops(functions: Sequence[Sequence[Instruction]],
