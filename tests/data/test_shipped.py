@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyc.data import mnist
+from tinyc.data import CharTokenizer, mnist, shakespeare, split_windows
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="not a checkout: no examples/data")
@@ -38,3 +38,14 @@ def test_shakespeare_is_plain_text_of_nine_plays() -> None:
     text = (DATA / "shakespeare.txt").read_bytes().decode("ascii")
     assert text.count("by William Shakespeare\n") == 9
     assert "ROMEO AND JULIET" in text and "THE TEMPEST" in text
+    assert text == shakespeare()
+
+
+def test_a_tenth_of_every_hundredth_of_the_plays_is_for_validation() -> None:
+    tokenizer = CharTokenizer(shakespeare())
+    assert len(tokenizer) == 80
+    tokens = tokenizer.encode(shakespeare())
+    for length, windows in ((64, 1800), (256, 400)):
+        train, validation = split_windows(tokens, length)
+        assert len(train) + 100 * length == pytest.approx(0.9 * len(tokens), abs=100)
+        assert len(validation) == windows
