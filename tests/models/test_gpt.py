@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinyc
-from tinyc import Tensor, compiler
+from tinyc import Tensor, compiler, nn, optim
 from tinyc.models import GPT, GPTConfig
 
 SMALL = {"block_size": 16, "vocab_size": 23, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -150,6 +150,30 @@ def test_a_jitted_step_learns_a_batch_by_heart():
     losses = [step(x, y).item() for _ in range(60)]
     assert losses[0] > 3 and losses[-1] < 0.5
     assert step.captures == 1
+
+
+def test_a_step_with_clipping_is_one_program_and_clips():
+    """Gradients become parts of one vector, whose norm decides before any is used."""
+    moved = {}
+    for limit in (1e9, 1e-3):
+        model = make()
+        before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+        optimizer = optim.SGD(model.parameters(), lr=1.0)
+
+        def step(x, y, model=model, optimizer=optimizer, limit=limit):
+            _, loss = model(x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+            return norm
+
+        norm = tinyc.jit(step)(Tensor(tokens(2, 16)), Tensor(tokens(2, 16, seed=1))).item()
+        change = [p.numpy() - before[name] for name, p in model.named_parameters()]
+        moved[limit] = np.sqrt(sum((c.astype(np.float64) ** 2).sum() for c in change))
+    assert norm > 0.1
+    assert moved[1e9] == pytest.approx(norm, rel=1e-4)
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize(

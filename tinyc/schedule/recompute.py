@@ -137,7 +137,9 @@ def inline(known: Readers, reader: Stage, stage: Stage) -> None:
 
 def drop_unread(plan: Plan, known: Readers) -> None:
     """Remove values that nobody reads any more, and their memory."""
-    gone = {s for s in plan.stages if s.buf.storage.role == "arena"
+    # What is stored into a part of another value is read by the name of the whole.
+    needed = {p for s in plan.stages for p in s.producers}
+    gone = {s for s in plan.stages if s.buf.storage.role == "arena" and s not in needed
             and not known.readers.get(s.buf) and s.kind == "map"}
     plan.stages = [s for s in plan.stages if s not in gone]
     storages = {s.buf.storage for s in gone}
