@@ -13,7 +13,10 @@ from tinyc.ir.node import Node, canonical_key
 from tinyc.ir.program import CPU, Program
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-OURS = ("adapters", "machine", "processes", "report", "results", "weights", "workloads")
+OURS = (
+    *("adapters", "gpt_torch", "machine", "processes", "report", "results", "weights"),
+    "workloads",
+)
 
 
 @contextmanager
