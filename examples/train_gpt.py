@@ -189,9 +189,14 @@ def progress(start: int, steps: int):
     return show
 
 
-def train(training: Training, windows: data.TokenWindows, held_out: data.TokenWindows) -> dict:
+def train(
+    training: Training,
+    windows: data.TokenWindows,
+    held_out: data.TokenWindows,
+    interrupts: Interrupts,
+) -> dict:
     """Run the steps that are left; return what there is to report."""
-    args, interrupts = training.args, Interrupts()
+    args = training.args
     show = progress(training.done, args.steps)
     losses, times, validation = [], [], math.nan
     while training.done < args.steps:
@@ -230,24 +235,23 @@ def main() -> None:
         sys.exit(f"--data: {error}")
     if args.windows:
         held_out = data.TokenWindows(tokens, held_out.starts[: args.windows], length)
+    interrupts = Interrupts()
     count = sum(p.numel() for p in training.model.parameters())
-    print(f"{count:,} parameters, {len(tokenizer)} characters, {args.steps} steps")
-    if training.done >= args.steps:
-        sys.exit(f"nothing to do: {args.checkpoint} has all of its {args.steps} steps")
-
-    found = train(training, windows, held_out)
+    print(f"{count:,} parameters, {len(tokenizer)} characters, {args.steps} steps", flush=True)
+    found = train(training, windows, held_out, interrupts)
     seconds = time.perf_counter() - start
     print(f"\n{sample(training, tokenizer)}\n")
-    recent = statistics.fmean(found["losses"][-100:])
-    first, step = found["times"][0], statistics.median(found["times"])
-    table = {
-        "training": f"loss {recent:.4f} over the last {min(100, len(found['losses']))} steps",
-        "validation": f"loss {found['validation']:.4f} over {len(held_out)} windows of {length}",
-        "time": f"{seconds:.1f} s in all, {first:.1f} s for the first step with its compile",
-        "a step": f"{step * 1e3:.1f} ms (median), {args.batch} windows of {length} characters",
-        "programs": f"{compiler.compilations} compiled or loaded",
-        "checkpoint": str(args.checkpoint),
-    }
+    table = {"checkpoint": str(args.checkpoint)}
+    if found["losses"]:
+        losses, times = found["losses"][-100:], found["times"]
+        table |= {
+            "training": f"loss {statistics.fmean(losses):.4f} over the last {len(losses)} steps",
+            "validation": f"loss {found['validation']:.4f} over {len(held_out)} windows",
+            "time": f"{seconds:.1f} s in all, {times[0]:.1f} s for the first step and its compile",
+            "a step": f"{statistics.median(times) * 1e3:.1f} ms (median), {args.batch} windows of "
+            f"{length} characters",
+            "programs": f"{compiler.compilations} compiled or loaded",
+        }
     for name, line in table.items():
         print(f"{name:12}{line}")
 

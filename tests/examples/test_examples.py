@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="not a checkout: n
 
 TINY = {
     "train_cnn.py": ["--steps", "3", "--batch", "16", "--tests", "100"],
+    "train_gpt.py": ["--steps", "4", "--evaluate-every", "3", "--windows", "60", "--sample", "9"],
     "fused_vs_unfused.py": ["--tiny", "--steps", "2"],
     "inspect_ir.py": [],
 }
@@ -35,13 +36,18 @@ def test_every_example_is_run_here() -> None:
 
 
 @pytest.mark.parametrize("script", TINY)
-def test_example_ends_well(script: str) -> None:
-    done = run(script, *TINY[script])
+def test_example_ends_well(script: str, tmp_path: Path) -> None:
+    place = ["--checkpoint", str(tmp_path / "gpt.safetensors")] if script == "train_gpt.py" else []
+    done = run(script, *TINY[script], *place)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     if script == "train_cnn.py":
         for name in ("accuracy", "of 100 test images", "a step", "kernels", "next"):
             assert name in done.stdout
+    if script == "train_gpt.py":
+        for name in ("step 3: loss 4.", "step 4: loss 4.", "over 60 windows", "a step", "programs"):
+            assert name in done.stdout
+        assert os.listdir(tmp_path) == ["gpt.safetensors"]
     if script == "fused_vs_unfused.py":
         for name in ("chain", "softmax", "layer_norm", "linear", "conv", "mlp", "lenet"):
             assert f"\n{name}" in done.stdout
