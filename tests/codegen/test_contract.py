@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from running import Compiled, buffers, floats, interpreted, plan_of
 
-from tinyc.codegen import contract
+from tinyc import compiler
+from tinyc.codegen import contract, deep, panel
+from tinyc.codegen.interpret import run_kernels
 from tinyc.composites import linear
 from tinyc.ir import build as b
 from tinyc.ir.loop import For, MicroKernel, MicroPack, statements
 from tinyc.ir.node import Node
 from tinyc.ir.program import CPU
+from tinyc.runtime.toolchain import float_lanes
 
 
 def product(m: int, n: int, k: int, kind: str) -> tuple[list[Node], dict, np.ndarray]:
@@ -39,11 +42,11 @@ def test_cells_of_panels_and_blocks_cover_the_product_once(
 
 
 def test_a_grid_divides_both_sides_where_one_has_too_few_parts() -> None:
-    assert contract.cells(8, panels=4, blocks=64) == (2, 4)
-    assert contract.cells(8, panels=16, blocks=64) == (1, 8)
-    assert contract.cells(8, panels=1, blocks=64) == (8, 1)
-    assert contract.cells(8, panels=3, blocks=64) == (2, 3)
-    assert contract.cells(8, panels=1, blocks=1) == (1, 1)
+    assert panel.cells(8, panels=4, blocks=64) == (2, 4)
+    assert panel.cells(8, panels=16, blocks=64) == (1, 8)
+    assert panel.cells(8, panels=1, blocks=64) == (8, 1)
+    assert panel.cells(8, panels=3, blocks=64) == (2, 3)
+    assert panel.cells(8, panels=1, blocks=1) == (1, 1)
     graph, _, _ = product(768, 64, 512, "nn")
     loops = [s for s in statements(plan_of(graph).kernels[0].body) if isinstance(s, For)]
     assert [s.var.extent for s in loops if s.kind == "chunk"] == [8]
@@ -73,5 +76,42 @@ def test_operands_stay_in_place_unless_their_rows_are_far_apart() -> None:
 
 def test_tiles_are_as_high_as_rows_divide_evenly() -> None:
     wide = replace(CPU, lanes=16, tile_rows=12)
-    heights = [contract.choose_tile(m, 64, 4, wide).rows for m in (1, 12, 13, 64, 768)]
+    heights = [panel.choose_tile(m, 64, 4, wide).rows for m in (1, 12, 13, 64, 768)]
     assert heights == [1, 12, 7, 11, 12]
+
+
+@pytest.mark.parametrize("m,n,k", [(50, 40, 64), (97, 33, 48), (24, 100, 96)])
+def test_deep_products_of_rows_that_lie_across_the_depth(
+        monkeypatch: pytest.MonkeyPatch, m: int, n: int, k: int) -> None:
+    """Blocks of the depth, cells that end early, panels in place and packed."""
+    monkeypatch.setattr(contract, "FLOPS_PER_CHUNK", 1000)
+    monkeypatch.setattr(deep, "SHORTEST", 8)
+    monkeypatch.setattr(deep, "BLOCK", 16)
+    small = replace(CPU, l2=512)
+    for kind, cut in (("tn", True), ("tt", True), ("nn", False)):
+        graph, memory, expected = product(m, n, k, kind)
+        kernel = plan_of(graph, target=small).kernels[0]
+        blocks = {s.var.extent for s in statements(kernel.body) if isinstance(s, For)
+                  and s.var.name.startswith("kb")}
+        assert blocks == ({k // 16} if cut else set())
+        out = np.empty((m, n), np.float32)
+        plan = plan_of(graph, target=small)
+        slots = [*(memory[leaf.attrs[0]].reshape(-1) for leaf in plan.leaves), out.reshape(-1)]
+        run_kernels(plan.kernels, dict(zip(plan.slots, slots)), plan.arena_size)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(compiler, "host_target", lambda: replace(small, lanes=16, tile_rows=12)
+                          if float_lanes() == 16 else small)
+            np.testing.assert_allclose(Compiled(graph)(memory, threads=2)[0], expected,
+                                       rtol=1e-5, atol=1e-5)
+
+
+def test_only_rows_that_no_cache_holds_are_cut_along_the_depth() -> None:
+    def is_deep(m: int, k: int, kind: str = "tn") -> bool:
+        body = plan_of(product(m, 32, k, kind)[0]).kernels[0].body
+        return any(isinstance(s, MicroKernel) and s.more.terms for s in statements(body))
+
+    assert is_deep(768, 1024)
+    assert not is_deep(256, 1024), "a MiB nearly stays in the second cache"
+    assert not is_deep(768, 1024, "nn"), "rows along the depth are streamed"
+    assert not is_deep(768, 1031), "a prime depth has no blocks"

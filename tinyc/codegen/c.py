@@ -83,7 +83,7 @@ class CScope(Scope):
                 f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
                 f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {{more}});")
         if not outer:
-            return [*lines, pad + call.format(at="", bt="", more="0")]
+            return [*lines, pad + call.format(at="", bt="", more=self.index(stmt.more))]
         return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]
 
     def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:

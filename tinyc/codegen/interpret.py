@@ -235,6 +235,8 @@ class Worker:
             self.variables[stmt.row] = min(first + i, stmt.row.extent - 1)
             row = [self.value(stmt.a) for _ in self.points(stmt.depth)]
             total = np.array(row, wide) @ columns
+            if stmt.more.evaluate(self.variables):
+                total += self.array(stmt.tile)[at:at + stmt.width]
             self.array(stmt.tile)[at:at + stmt.width] = total
             at += stmt.width
 

@@ -50,7 +50,7 @@ def accesses(body: tuple[Stmt, ...]) -> Iterator[Affine]:
             for e in walk(stmt.cond):
                 yield from indices(e)
         elif isinstance(stmt, MicroKernel):
-            yield from (stmt.at, stmt.first, stmt.a.index, stmt.b.index)
+            yield from (stmt.at, stmt.first, stmt.a.index, stmt.b.index, stmt.more)
         elif isinstance(stmt, MicroPack):
             yield from (stmt.at, stmt.first, stmt.b.index)
 

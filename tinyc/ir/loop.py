@@ -275,6 +275,7 @@ class MicroKernel:
 
     `a` is read at `row` (a variable over all rows; beyond the last row, the last is read again);
     `b` is a panel whose rows, one for each point of `depth`, are `b_stride` elements apart.
+    Where `more` is not 0, the sums are added to what the tile holds.
     """
 
     tile: Storage
@@ -289,6 +290,7 @@ class MicroKernel:
     b: Load
     b_stride: int
     note: str = ""
+    more: Affine = Affine.const_of(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +350,7 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     if isinstance(stmt, MicroKernel):
         return replace(stmt, at=stmt.at.substitute(mapping),
                        first=stmt.first.substitute(mapping), a=substitute_load(stmt.a, mapping),
-                       b=substitute_load(stmt.b, mapping))
+                       b=substitute_load(stmt.b, mapping), more=stmt.more.substitute(mapping))
     if isinstance(stmt, MicroPack):
         return replace(stmt, at=stmt.at.substitute(mapping),
                        first=stmt.first.substitute(mapping), b=substitute_load(stmt.b, mapping))

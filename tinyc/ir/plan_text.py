@@ -115,7 +115,8 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         return [f"{pad}{stmt.storage.dtype} {stmt.storage}[{stmt.storage.size}]"]
     if isinstance(stmt, MicroKernel):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
-        return [f"{pad}{stmt.tile}[{stmt.at}; {stmt.height}x{stmt.width}] = sum {depths}: "
+        more = f" (+= if {stmt.more})" if stmt.more.terms else ""
+        return [f"{pad}{stmt.tile}[{stmt.at}; {stmt.height}x{stmt.width}] = sum{more} {depths}: "
                 f"{expr_text(stmt.a)} * {stmt.b.storage}[{stmt.b.index} + {stmt.b_stride}*k]"]
     if isinstance(stmt, MicroPack):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)

@@ -1,0 +1,245 @@
+"""What recipes for contractions share: register tiles, cells of a product, packed panels of the
+column operand, and the epilogue that stores a tile."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from tinyc.ir.cost import elements
+from tinyc.ir.dtype import bool_
+from tinyc.ir.index import Affine, Var, unravel
+from tinyc.ir.loop import (
+    Contraction,
+    Expr,
+    For,
+    Load,
+    MicroPack,
+    Stmt,
+    Storage,
+    Store,
+    Within,
+    rewrite,
+    substitute_index,
+    substitute_stmt,
+)
+from tinyc.ir.program import Target
+
+ONE_VECTOR_ROWS = 8
+ONE_VECTOR_SHARE = 0.75
+HALF_VECTOR_SHARE = 0.4
+# A column operand in place is read in strides: beyond these many bytes, and for more than a few
+# tiles of rows, the copy that packs it is cheaper than what the strides cost in caches.
+IN_PLACE_STRIDE = 2048
+IN_PLACE_TILES = 4
+# What packing a panel costs, in register tiles of the same depth.
+PACK_TILES = 0.6
+
+
+BEGINNING = Affine.const_of(0)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of a register tile: rows x (vectors * lanes) accumulators."""
+
+    rows: int
+    lanes: int
+    width: int
+
+
+def choose_tile(rows: int, columns: int, itemsize: int, target: Target) -> Tile:
+    """The tile that wastes least of its lanes; two vectors hide more latency than one.
+
+    It is as high as the registers allow, less what would be computed beyond the last row.
+    """
+    lanes = target.lanes * 4 // itemsize
+    options = [(Tile(target.tile_rows, lanes, 2 * lanes), 1.0),
+               (Tile(ONE_VECTOR_ROWS, lanes, lanes), ONE_VECTOR_SHARE)]
+    if lanes >= 8:
+        options.append((Tile(ONE_VECTOR_ROWS, lanes // 2, lanes // 2), HALF_VECTOR_SHARE))
+    best = min(options, key=lambda o: -(-columns // o[0].width) * o[0].width / o[1])[0]
+    return replace(best, rows=-(-rows // max(1, -(-rows // best.rows))))
+
+
+@dataclass
+class Place:
+    """The kernel of a contraction: what it writes, how many contractions were scheduled so far,
+    and what is packed inside each loop (None: before all loops), ahead of all else there."""
+
+    kernel: str
+    chunks: int
+    written: set[Storage]
+    packs: dict[Var | None, list[Stmt]] = field(default_factory=dict)
+    made: int = 0
+
+
+@dataclass
+class Cells:
+    """A division of panels and blocks of rows into cells: the loop variable over cells, the first
+    block of a cell, the loops over its panels and blocks, and which ones these are in the whole."""
+
+    cell: Var
+    top: Affine
+    panels: For
+    blocks: For
+    panel: Affine
+    block: Affine
+
+
+def cell_loops(down: int, across: int, panels: int, blocks: int, suffix: str) -> Cells:
+    """Loops over the cells of `down` ranges of blocks and `across` ranges of panels."""
+    cell = Var(f"cell_{suffix}", down * across)
+    p, b = Var(f"jt_{suffix}", -(-panels // across)), Var(f"ib_{suffix}", -(-blocks // down))
+    left, top = Affine.of(cell) % across * p.extent, Affine.of(cell) // across * b.extent
+    return Cells(cell, top,
+                 For(p, (), "serial", None if panels == p.extent * across else panels - left),
+                 For(b, (), "serial", None if blocks == b.extent * down else blocks - top),
+                 left + Affine.of(p), top + Affine.of(b))
+
+
+def cells(chunks: int, panels: int, blocks: int, pack: float = PACK_TILES,
+          rows: float = 0.0) -> tuple[int, int]:
+    """(ranges of blocks, ranges of panels) with the least work, packing and idle threads at the
+    end included: as long as the last cell takes, another thread may have nothing to do.
+    `pack` and `rows` are what it costs to make a panel and the rows of a tile ready, in tiles."""
+    options = []
+    for across in range(1, min(panels, chunks) + 1):
+        for down in range(1, min(blocks, chunks // across) + 1):
+            wide, high = -(-panels // across), -(-blocks // down)
+            work = wide * (high + pack) + high * rows
+            options.append(((down * across + 1) * work, down, across))
+    return min(options)[1:]
+
+
+def runs_along_rows(c: Contraction) -> bool:
+    """True if the stores of the epilogue move by one element with the last row variable."""
+    stores = [s for s in c.body if isinstance(s, Store) and s.storage.role != "register"]
+    return bool(c.rows) and bool(stores) and all(
+        s.index.coeff(c.rows[-1]) == 1 for s in stores)
+
+
+def unravel_over(flat: Var, variables: tuple[Var, ...]) -> tuple[Affine, ...]:
+    """A flat index as one index for each variable."""
+    return unravel(Affine.of(flat), tuple(v.extent for v in variables))
+
+
+def depth_order(c: Contraction) -> tuple[Var, ...]:
+    """Contracted variables, the one with which the row operand moves most first."""
+    return tuple(sorted(c.depth, key=lambda v: -abs(c.a.index.coeff(v))))
+
+
+def column_panel(place: Place, c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...],
+                 around: tuple[Var, ...], suffix: str) -> tuple[Load, int, tuple[Stmt, ...]]:
+    """(the panel's first element, stride of its rows, statements that pack it).
+
+    What does not change in the innermost loops is packed whole, once, outside of them.
+    """
+    direct = in_place_panel(c, shape, panel, depth)
+    if direct is not None:
+        return (*direct, ())
+    size = elements(depth) * shape.width
+    needed = [v for v in around if v in c.b.index.free_vars()]
+    outside = bool(around) and needed[-1:] != [around[-1]] and c.b.storage not in place.written
+    count = -(-elements(c.cols) // shape.width) if outside else 1
+    storage = Storage(f"pack_{suffix}", count * size, c.tile.dtype, "scratch")
+    at = panel * size if outside else Affine.const_of(0)
+    if outside:
+        each = Var(f"jp_{suffix}", count)
+        one = Affine.of(each)
+        pack = packing(c, shape, one, depth, storage, one * size, suffix)
+        place.packs.setdefault(needed[-1] if needed else None, []).append(For(each, pack))
+        pack = ()
+    else:
+        pack = packing(c, shape, panel, depth, storage, at, suffix)
+    return Load(storage, at), shape.width, pack
+
+
+def in_place_panel(c: Contraction, shape: Tile, panel: Affine,
+                   depth: tuple[Var, ...]) -> tuple[Load, int] | None:
+    """The column operand itself if its rows are whole vectors, evenly and not too far spaced."""
+    if len(c.cols) != 1 or c.cols[0].extent % shape.width or c.b.index.coeff(c.cols[0]) != 1:
+        return None
+    stride = c.b.index.coeff(depth[-1]) if depth else 0
+    far = abs(stride) * c.b.dtype.itemsize > IN_PLACE_STRIDE
+    if not steps_evenly(c.b.index, depth, stride) or (
+            far and elements(c.rows) > IN_PLACE_TILES * shape.rows):
+        return None
+    zero = {v: Affine.const_of(0) for v in depth}
+    zero[c.cols[0]] = panel * shape.width
+    return replace(c.b, index=c.b.index.substitute(zero)), stride
+
+
+def steps_evenly(index: Affine, depth: tuple[Var, ...], stride: int) -> bool:
+    """True if an index moves by `stride` from each point of the depth to the next."""
+    for v in reversed(depth):
+        if index.coeff(v) != stride:
+            return False
+        stride *= v.extent
+    return True
+
+
+def packing(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...], storage: Storage,
+            at: Affine, suffix: str) -> tuple[Stmt, ...]:
+    """storage[at + depth * width + lane] = b[column, depth], zero beyond the last column."""
+    if elements(depth) >= shape.lanes and steps_evenly(c.b.index, depth, 1):
+        return (transposing_pack(c, shape, panel, depth, storage, at, suffix),)
+    n = elements(c.cols)
+    lane = Var(f"jl_{suffix}", shape.width)
+    column = panel * shape.width + Affine.of(lane)
+    fresh = tuple(Var(f"{v.name}p", v.extent) for v in depth)
+    names = {v: Affine.of(f) for v, f in zip(depth, fresh)}
+    guard = () if n % shape.width == 0 else (Within(column, 0, n, 1, bool_),)
+    names.update(zip(c.cols, unravel(column, tuple(v.extent for v in c.cols))))
+    value = replace(c.b, index=substitute_index(c.b.index, names), guard=guard)
+    k = Affine.const_of(0)
+    for f in fresh:
+        k = k * f.extent + Affine.of(f)
+    stmt: Stmt = Store(storage, at + k * shape.width + Affine.of(lane), value, None,
+                       f"pack for {c.note}")
+    columns_first = abs(c.b.index.coeff(c.cols[-1])) != 1
+    order = (lane, *fresh) if columns_first else (*fresh, lane)
+    for v in reversed(order):
+        stmt = For(v, (stmt,))
+    return (stmt,)
+
+
+def transposing_pack(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...],
+                     storage: Storage, at: Affine, suffix: str) -> MicroPack:
+    """The pack of a column operand that runs along the depth."""
+    column = Var(f"jc_{suffix}", elements(c.cols))
+    index = c.b.index.substitute(dict(zip(c.cols, unravel_over(column, c.cols))))
+    return MicroPack(storage, at, shape.width, shape.lanes, column, panel * shape.width, depth,
+                     replace(c.b, index=index))
+
+
+def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Affine, block: Affine,
+             group: int, start: Affine = BEGINNING) -> list[Stmt]:
+    """Loops over a block of tiles that run the contraction's body on each of its elements.
+
+    The block begins at element `start` of the tile storage.
+    """
+    m, n = elements(c.rows), elements(c.cols)
+    height = group * shape.rows
+    i = Var(f"ti_{tile.name}", height)
+    j = Var(f"tj_{tile.name}", min(shape.width, n))
+    row = block * height + Affine.of(i)
+    column = panel * shape.width + Affine.of(j)
+    names = dict(zip(c.rows, unravel(row, tuple(v.extent for v in c.rows))))
+    names.update(zip(c.cols, unravel(column, tuple(v.extent for v in c.cols))))
+    at = start + Affine.of(i) * shape.width + Affine.of(j)
+    body = tuple(in_tile(substitute_stmt(s, names), c.tile, tile, at) for s in c.body)
+    row_limit = None if m % height == 0 else m - block * height
+    column_limit = None if n % j.extent == 0 else n - panel * shape.width
+    if runs_along_rows(c):
+        return [For(j, (For(i, body, "serial", row_limit),), "serial", column_limit)]
+    return [For(i, (For(j, body, "serial", column_limit),), "serial", row_limit)]
+
+
+def in_tile(stmt: Stmt, old: Storage, tile: Storage, at: Affine) -> Stmt:
+    """The epilogue statement with the total read from its element of the tile."""
+    if not isinstance(stmt, Store):
+        return stmt
+
+    def leaf(e: Expr) -> Expr:
+        return Load(tile, at) if isinstance(e, Load) and e.storage is old else e
+
+    return replace(stmt, value=rewrite(stmt.value, leaf, lambda x: x))
