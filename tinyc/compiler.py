@@ -193,7 +193,7 @@ def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) ->
     """The executable with this canonical key, made if it is not known yet."""
     settings = config.current()
     device = device_of(outputs)
-    lines = places(outputs, device)
+    lines = places(outputs) if device == "interpret" or settings.lines else ()
     full = (key, device, settings.fuse, settings.bounds, lines)
     found = _programs.get(full)
     if found is None:
@@ -202,9 +202,9 @@ def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) ->
     return found
 
 
-def places(outputs: Sequence[Node], device: str) -> tuple[Origin, ...]:
-    """The user's lines where a program shows them while it runs; equal graphs share others."""
-    return tuple([n.origin for n in toposort(outputs)]) if device == "interpret" else ()
+def places(outputs: Sequence[Node]) -> tuple[Origin, ...]:
+    """The user's lines, of which programs know that show them while they run; others are shared."""
+    return tuple([n.origin for n in toposort(outputs)])
 
 
 def anonymous(

@@ -71,6 +71,7 @@ class Settings:
     check: bool = _switch(False, "verify after every pass and compare results with numpy")
     bounds: bool = _switch(True, "check data-dependent indices; a bad one raises IndexError")
     break_at: str = _switch("", "stop in kernels or lines that this finds, on device interpret")
+    lines: bool = _switch(False, "tell gdb and perf which line of yours each instruction is from")
     dump: str = _switch("", "folder for the IR after each pass and the generated source")
     dump_inputs: bool = _switch(False, "keep there, too, what each program is given first")
     report: str = _switch("", "HTML file for what ran and why, written when the process ends")

@@ -223,7 +223,7 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
     done = run_passes(tuple(outputs), tuple(leaves), target, again)
     plan = done.plan
     assert plan is not None
-    source = c.program(plan.kernels, plan.slots)
+    source = c.program(plan.kernels, plan.slots, config.current().lines)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     phase = phases(done.graph)
     infos = tuple(replace(kernel_info(k, nest), source=text, source_members=lines,

@@ -38,7 +38,9 @@ def program_key(outputs: Sequence[Node], target: Target, device: str) -> str | N
     sources = source_digest(Path(__file__).parent)
     if sources is None or settings.check or settings.dump or settings.debug.level >= 5:
         return None
-    switches = f"fuse={settings.fuse} bounds={settings.bounds}"
+    switches = f"fuse={settings.fuse} bounds={settings.bounds} lines={settings.lines}"
+    if settings.lines:
+        switches += repr([n.origin for n in toposort(outputs)])
     graph = graph_text(outputs)
     return make_key("program", __version__, sources, device, repr(target), switches, graph)
 

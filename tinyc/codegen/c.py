@@ -5,6 +5,7 @@ several chunks is handed to `rt->par`, which runs them on the worker threads and
 """
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,8 +209,12 @@ class Source:
     members: tuple[tuple[str, ...], ...]
 
 
-def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
-    """One C file that runs `kernels` in order; `slots` are the arguments in order."""
+def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
+            lines: bool = False) -> Source:
+    """One C file that runs `kernels` in order; `slots` are the arguments in order.
+
+    With `lines` the compiler takes each line of a kernel for the user's line that it comes from.
+    """
     renderer = CRenderer()
     kernels, bases = zip(*map(rebase, kernels)) if kernels else ((), ())
     texts = [renderer.kernel(k) for k in kernels]
@@ -219,8 +224,12 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
     step = entry(kernels, texts, names, bases, {s: i for i, s in enumerate(slots)})
     used = list(renderer.functions)
     groups = balanced(functions)
-    if len(groups) > 1:
-        bodies = divided(groups, functions, step)
+    members = tuple(line_members(k, t) for k, t in zip(kernels, texts))
+    if lines:
+        texts_by_line = with_lines(kernels, functions, members)
+        bodies = divided(groups, texts_by_line, step, SEEN_LINKAGE)
+    elif len(groups) > 1:
+        bodies = divided(groups, functions, step, LINKAGE)
     else:
         bodies = [*functions.values(), step]
     pieces = [RUNTIME, MACROS if renderer.tiles else "", mathfn.prelude(used),
@@ -229,10 +238,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> Source:
              *bodies]
     libm = any(mathfn.MATH[f].libm for f in used) or any(
         h in USES_LIBM for h in renderer.helpers)
-    return Source("\n\n".join(p for p in pieces if p) + "\n", libm,
+    return Source(own_lines("\n\n".join(p for p in pieces if p) + "\n"), libm,
                   max((t.scratch_size for t in texts), default=0),
-                  tuple(functions[n] for n, _ in names), len(groups),
-                  tuple(line_members(k, t) for k, t in zip(kernels, texts)))
+                  tuple(functions[n] for n, _ in names), len(groups), members)
 
 
 # A program with more text than this is compiled in parts, by processes that run side by side.
@@ -248,6 +256,50 @@ LINKAGE = """\
 #endif"""
 
 
+# Kernels that debuggers and profilers find by name, each in a frame of its own.
+SEEN_LINKAGE = """\
+#ifndef TC_PART
+#define TC_PART 0
+#endif
+#define TC_KERNEL __attribute__((noinline, visibility("hidden")))"""
+# From here on lines are those of the program's own text.
+OWN_LINES = "#line own"
+
+
+def with_lines(kernels: Sequence[LoopKernel], functions: dict[str, str],
+               members: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The functions with a directive before each line that says which line of the user it is."""
+    out = {}
+    for kernel, names in zip(kernels, members):
+        text = functions.get(kernel.name)
+        places = [kernel.lines.get(name) for name in names]
+        place = next(filter(None, places), None)
+        if text is None or place is None:
+            out.update({kernel.name: text} if text else {})
+            continue
+        new: list[str] = []
+        for line, found in zip(text.splitlines(), places, strict=True):
+            place = found or place
+            new += [f"#line {place[1]} {file_text(place[0])}", line]
+        out[kernel.name] = "\n".join([*new, OWN_LINES])
+    return out
+
+
+def file_text(name: str) -> str:
+    """The name of a file in quotes, with its folder where it is one."""
+    name = name if name.startswith("<") else os.path.abspath(name)
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def own_lines(text: str) -> str:
+    """The text with its own line numbers where it goes back to them."""
+    if OWN_LINES not in text:
+        return text
+    lines = text.split("\n")
+    return "\n".join(f'#line {number + 1} "program.c"' if line == OWN_LINES else line
+                     for number, line in enumerate(lines, 1))
+
+
 def balanced(functions: dict[str, str]) -> list[list[str]]:
     """The names of the functions, in groups whose texts are about equally long."""
     total = sum(map(len, functions.values()))
@@ -260,11 +312,12 @@ def balanced(functions: dict[str, str]) -> list[list[str]]:
     return [group for group in groups if group] or [[]]
 
 
-def divided(groups: list[list[str]], functions: dict[str, str], step: str) -> list[str]:
+def divided(groups: list[list[str]], functions: dict[str, str], step: str,
+            linkage: str) -> list[str]:
     """The functions of a program of which TC_PART, where it is defined, selects one group."""
     heads = [line[:-2] + ";" for text in functions.values() for line in text.splitlines()
              if line.startswith("static void")]
-    texts = [LINKAGE, "\n".join(heads)]
+    texts = [linkage, "\n".join(heads)]
     for i, group in enumerate(groups, 1):
         texts += [f"#if TC_PART == 0 || TC_PART == {i}", *(functions[n] for n in group), "#endif"]
     texts = [text.replace("static void", "TC_KERNEL void") for text in texts]

@@ -88,7 +88,8 @@ class CpuDevice:
         """Return what runs a program, compiled now unless its library is given."""
         if library is None:
             origins = {kernel.name: kernel.origins for kernel in program.kernels}
-            unit = Unit(program.source, program.libm, origins, program.parts)
+            lines = config.current().lines
+            unit = Unit(program.source, program.libm, origins, program.parts, lines=lines)
             if self._pool is None:  # both are compiled side by side where neither is in the cache
                 compile_libraries([unit, pool_unit()])
             loaded, library = load_library(unit)

@@ -92,7 +92,8 @@ class Unit:
 
     The macro TC_PART selects one of the `parts`, counted from 1, of a source that is compiled by
     several processes; without it the source is whole. With `line_numbers` each instruction knows
-    its line, which changes no instruction.
+    its line, which changes no instruction. With `lines` that is the user's line, of which the
+    source has directives, and functions keep frames, by which debuggers and profilers follow.
     """
 
     source: str
@@ -100,9 +101,12 @@ class Unit:
     origins: Origins = field(default_factory=dict)
     parts: int = 1
     line_numbers: bool = False
+    lines: bool = False
 
     def flags(self) -> tuple[str, ...]:
         """The flags of this unit alone."""
+        if self.lines:
+            return ("-g", "-fno-omit-frame-pointer")
         return ("-g1",) if self.line_numbers else ()
 
 
@@ -315,11 +319,12 @@ def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
 def library_key(unit: Unit, compiler: Compiler) -> str:
     """Return the key of a unit: everything that its library depends on.
 
-    Comments are left out: they name lines of the user, which move without any other change.
+    Comments are left out: they name lines of the user, which move without any other change. Where
+    the library knows those lines, they are part of it.
     """
     flags = (*compiler.flags(), *unit.flags(), *(["-lm"] if unit.libm else []))
     command = shlex.join(compiler.command)
-    source = _COMMENT.sub("", unit.source)
+    source = unit.source if unit.lines else _COMMENT.sub("", unit.source)
     return make_key("library", source, *flags, command, compiler.version, cpu_features())
 
 
@@ -336,15 +341,16 @@ def _compile_in(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCa
     entries = []
     with contextlib.ExitStack() as stack:
         works, jobs = [], []
-        for _, unit in units:
+        for key, unit in units:
             work = stack.enter_context(cache.workspace())
             (work / SOURCE).write_text(unit.source)
             works.append(work)
-            jobs += [(line, work) for line in _first_lines(unit, compiler)]
+            home = (work, cache.root / key)
+            jobs += [(line, work) for line in _first_lines(unit, compiler, home)]
         results = stack.enter_context(contextlib.closing(_side_by_side(jobs)))
         for (key, unit), work in zip(units, works):
             cache.stats.compiles += 1
-            for line in _first_lines(unit, compiler):
+            for line in _first_lines(unit, compiler, (work, cache.root / key)):
                 _check(unit, line, work, next(results), cache, key)
             if unit.parts > 1:
                 line = compiler.link_line(_objects(unit), LIBRARY, unit.libm)
@@ -353,13 +359,17 @@ def _compile_in(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCa
     return entries
 
 
-def _first_lines(unit: Unit, compiler: Compiler) -> list[list[str]]:
-    """Return the command lines that may run side by side: one for each part."""
+def _first_lines(unit: Unit, compiler: Compiler, home: tuple[Path, Path]) -> list[list[str]]:
+    """Return the command lines that may run side by side: one for each part.
+
+    `home` is where the source is and where it is going to be, which is what debuggers are told.
+    """
     if unit.parts == 1:
         lines = [compiler.command_line(SOURCE, LIBRARY, unit.libm)]
     else:
         lines = [compiler.part_line(i, name) for i, name in enumerate(_objects(unit), 1)]
-    return [[*line, *unit.flags()] for line in lines]
+    moved = [f"-fdebug-prefix-map={home[0]}={home[1]}"] if unit.lines else []
+    return [[*line, *unit.flags(), *moved] for line in lines]
 
 
 def _objects(unit: Unit) -> list[str]:
@@ -401,7 +411,7 @@ def _explain(
     with contextlib.suppress(OSError):
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         kept.write_text(unit.source)
-    kernel = _kernel_at(unit, first)
+    kernel = None if unit.lines else _kernel_at(unit, first)  # it names the user's line itself
     named = {kernel: unit.origins[kernel]} if kernel else unit.origins
     places = [
         f"  {name}: " + ", ".join(format_origin(origin) for origin in list(lines)[:6])
