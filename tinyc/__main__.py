@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     commands = parser()
     options, rest = commands.parse_known_args(argv)
-    if options.run is run_demo:
+    if options.run in (run_demo, run_repro):
         options.arguments = rest
     elif rest:
         commands.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--clear", action="store_true", help="remove them")
     cache.set_defaults(run=run_cache)
     add_opt(commands)
+    add_repro(commands)
     return p
 
 
@@ -90,6 +91,24 @@ def add_opt(commands: Any) -> None:
     target = "compile for a CPU other than this one: lanes=8,tile_rows=6"
     p.add_argument("--target", default="", metavar="NAME=N,...", help=target)
     p.set_defaults(run=run_opt)
+
+
+def add_repro(commands: Any) -> None:
+    """Describe the arguments of ``tinyc repro``."""
+    p = commands.add_parser(
+        "repro",
+        help="write one kernel as a C program of its own",
+        description="Write a kernel as one C file with main: what it is given, a check of what it "
+        "stores, and a timing loop. The kernel is looked for in a dump, or in the programs of a "
+        "script, which is run until it has it.",
+    )
+    kernel = "its name, or a regular expression for name and lines: 'k2_.*train.py:31'"
+    p.add_argument("kernel", help=kernel)
+    p.add_argument("script", nargs="?", help="a Python file; what follows are its arguments")
+    folder = "a folder of TINYC_DUMP; with TINYC_DUMP_INPUTS=1 it holds inputs"
+    p.add_argument("--from", dest="dump", metavar="FOLDER", help=folder)
+    p.add_argument("-o", "--output", metavar="FILE.c", help="by default KERNEL.c")
+    p.set_defaults(run=run_repro)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -138,6 +157,13 @@ def run_opt(options: argparse.Namespace) -> int:
     from tinyc.commands import opt
 
     return opt.run(options)
+
+
+def run_repro(options: argparse.Namespace) -> int:
+    """Write one kernel as a program of its own."""
+    from tinyc.commands import repro
+
+    return repro.run(options)
 
 
 def run_compare(options: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ static void k0_reduce(void *task, long chunk, long worker) {
   (void)p, (void)scratch, (void)status, (void)chunk;
   float *restrict a0 = (float *)p[0];
   float *restrict a1 = (float *)p[1];
-  float *restrict a2 = (float *)p[2];
   float r0;
   r0 = 0.0f;
   float v1[8] __attribute__((aligned(64)));
@@ -40,7 +39,6 @@ static void k0_reduce_end(void *task, long chunk, long worker) {
   char *scratch = rt->scratch + worker * rt->scratch_stride;
   long *status = rt->status;
   (void)p, (void)scratch, (void)status, (void)chunk;
-  float *restrict a0 = (float *)p[0];
   float *restrict a1 = (float *)p[1];
   float *restrict a2 = (float *)p[2];
   float r2;

@@ -353,27 +353,29 @@ FUNCTION_HEAD = (
 
 
 def function_text(text: KernelText, body: str) -> str:
-    """The braces of a kernel function: its pointers, then its statements."""
-    lines = list(FUNCTION_HEAD)
-    for i, s in enumerate(text.storages):
-        t = TYPES[s.dtype.name]
-        lines.append(f"  {t} *restrict a{i} = ({t} *)p[{i}];")
-    for i, (s, at) in enumerate(text.scratch):
-        t = TYPES[s.dtype.name]
-        lines.append(f"  {t} *restrict s{i} = ({t} *)(scratch + {at});")
-    return "\n".join([*lines, body, "}"])
+    """The braces of a kernel function: the pointers that it uses, then its statements."""
+    return "\n".join([*FUNCTION_HEAD, *pointer_lines(text, body), body, "}"])
+
+
+def pointer_lines(text: KernelText, body: str) -> list[str]:
+    """The declarations of a function's pointers to arguments, arena and scratch memory."""
+    used = set(re.findall(r"\b[as]\d+\b", body))
+    places = [(f"a{i}", s, f"p[{i}]") for i, s in enumerate(text.storages)]
+    places += [(f"s{i}", s, f"(scratch + {at})") for i, (s, at) in enumerate(text.scratch)]
+    return [f"  {TYPES[s.dtype.name]} *restrict {name} = ({TYPES[s.dtype.name]} *){place};"
+            for name, s, place in places if name in used]
 
 
 def line_members(kernel: LoopKernel, text: KernelText) -> tuple[str, ...]:
     """The member that each line of a kernel's text belongs to, empty for what is nobody's."""
     owners = Owners(kernel, text.lengths)
-    pointers = len(FUNCTION_HEAD) + len(text.storages) + len(text.scratch)
 
-    def function(body: tuple[Stmt, ...], declared: int) -> list[str]:
-        return [*[""] * (pointers + declared), *(owners.lines(body) or [""]), ""]
+    def function(body: tuple[Stmt, ...], written: str, declared: int) -> list[str]:
+        before = len(FUNCTION_HEAD) + len(pointer_lines(text, written)) + declared
+        return [*[""] * before, *(owners.lines(body) or [""]), ""]
 
-    finish = function(kernel.finish, 0) if text.finish else []
-    return (*function(kernel.body, text.declared), *finish)
+    finish = function(kernel.finish, text.finish, 0) if text.finish else []
+    return (*function(kernel.body, text.body, text.declared), *finish)
 
 
 def overwrites(kernel: LoopKernel) -> bool:

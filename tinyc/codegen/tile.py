@@ -8,8 +8,10 @@ from __future__ import annotations
 from tinyc.codegen.render import TYPES
 
 # An empty statement that keeps a vector in a register, where gcc would load it again for each use.
+# Who defines TC_PIN before, because the machine has no such vectors, goes without.
 MACROS = """\
-#if defined(__AVX512F__)
+#if defined(TC_PIN)
+#elif defined(__AVX512F__)
 #define TC_PIN(x) __asm__("" : "+v"(x))
 #elif defined(__x86_64__)
 #define TC_PIN(x) __asm__("" : "+x"(x))
