@@ -94,6 +94,12 @@ class TestCompare:
         compare(lambda x: x + 1, x, repeats=1)
         assert config.current() == before
 
+    def test_it_is_plain_data(self, x):
+        found = compare(lambda x: x.softmax(-1), x, repeats=2)
+        data = json.loads(json.dumps(found.to_dict()))
+        assert data["kernels"][0]["unfused_kernels"] == found.kernels[0].unfused_kernels
+        assert data["speedup"] == found.speedup
+
     def test_text_is_a_table_with_totals(self, x):
         lines = str(compare(lambda x: x.softmax(-1), x, repeats=2)).splitlines()
         assert lines[0].split()[:3] == ["kernel", "us", "unfused"]

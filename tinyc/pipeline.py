@@ -31,6 +31,7 @@ from tinyc.ir.reuse import reuse
 from tinyc.ir.simplify import simplify
 from tinyc.ir.steps import Step, watch
 from tinyc.ir.verify import verify
+from tinyc.runtime import recorder
 from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.block import block_rows
 from tinyc.schedule.fuse import fuse
@@ -150,7 +151,8 @@ def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...], target: Targ
     if shows:
         debugging.show_start(outputs)
     for p in (*GRAPH, *PLAN):
-        run_pass(done, p)
+        with recorder.span(p.name, "pass"):
+            run_pass(done, p)
     assert done.plan is not None
     if not again:
         for remark in done.plan.remarks:

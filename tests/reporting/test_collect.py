@@ -196,6 +196,14 @@ class TestRuns:
         assert "unfused" not in program
         assert "asm" not in program["kernels"][0]
 
+    def test_without_fusion_there_is_nothing_beside(self):
+        x = Tensor(np.ones((9, 13), np.float32))
+        with config.configure(fuse=False):
+            (program,) = collect(lambda x: x.softmax(-1), x, repeats=1)["programs"]
+        assert "unfused" not in program
+        assert len(program["kernels"]) >= 4
+        assert {why["rule"] for link in program["links"] for why in link["why"]} == {"fusion-off"}
+
     def test_a_program_is_rebuilt_as_it_was(self):
         x = Tensor(np.random.default_rng(3).random((17, 23), np.float32))
         with record() as recording:

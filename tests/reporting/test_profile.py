@@ -70,7 +70,7 @@ class TestTable:
     def test_nothing_ran(self):
         with tinyc.profile() as p:
             pass
-        assert str(p) == "nothing ran"
+        assert str(p) == "no compiled program ran"
         assert p.memory().planned == 0
 
     def test_outside_the_block_nothing_is_recorded(self):
@@ -152,7 +152,7 @@ class TestTrace:
         names = [event["name"] for event in complete_events(trace)]
         assert names.count("one step") == 5
         assert any(name.startswith("capture ") for name in names)
-        for name in ("compile", "program", "C compiler"):
+        for name in ("compile", "program", "C compiler", "simplify", "fuse", "memory"):
             assert names.count(name) >= 1
 
     def test_live_memory_is_a_counter(self, trace):
@@ -208,6 +208,21 @@ class TestMemory:
         assert memory.peak["gradient"] >= size
         assert memory.peak["activation"] >= 4 * 40 * 48
         assert "activation" in str(memory)
+
+    def test_training_without_capture_has_the_same_categories(self):
+        model = tinyc.nn.Linear(64, 32)
+        optimizer = tinyc.optim.Adam(model.parameters())
+        x = Tensor(np.ones((8, 64), np.float32))
+        with tinyc.profile() as p:
+            loss = (model(x) ** 2).sum()
+            loss.backward()
+            optimizer.step()
+        size = 4 * (64 * 32 + 32)
+        memory = p.memory()
+        assert memory.peak["parameter"] >= size
+        assert memory.peak["optimizer"] >= 2 * size
+        assert memory.peak["gradient"] >= size
+        assert model.weight.grad is not None
 
     def test_a_category_is_counted_until_its_memory_dies(self):
         before = ALLOCATOR.categories

@@ -7,12 +7,13 @@ import linecache
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tinyc import config
 from tinyc.diagnostics import format_origin
 from tinyc.ir.program import Program
 from tinyc.reporting import facts
 from tinyc.reporting.assembly import kernel_code
 from tinyc.reporting.machine import Machine, machine
-from tinyc.reporting.measure import REPEATS, Times, beside, run_in_turns, variants
+from tinyc.reporting.measure import REPEATS, Times, beside, run_in_turns, unfused_twin
 from tinyc.reporting.recording import Recorded, Recording, record_call
 from tinyc.reporting.timeline import shares
 from tinyc.runtime.recorder import Run
@@ -61,10 +62,8 @@ def program(
     """Return what is known of one program."""
     executable = recorded.executable
     built = facts.rebuild(executable)
-    ways = variants(executable) if unfused else {True: executable}
-    fused = ways[True] if executable.program.kernels == ways[True].program.kernels else executable
-    others = [way for way in ways.values() if way is not fused]
-    times = run_in_turns([fused, *others], recorded.buffers, repeats)
+    others = [unfused_twin(executable)] if unfused and config.current().fuse else []
+    times = run_in_turns([executable, *others], recorded.buffers, repeats)
     graph, edges = facts.nodes(built)
     storages = facts.storages(built.program, recorded.buffers)
     first, middle, last = times[0].total().tolist()

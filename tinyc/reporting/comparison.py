@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Comparison:
     def unfused_bytes(self) -> int:
         """Bytes that the unfused kernels move."""
         return sum(kernel.unfused_bytes for kernel in self.kernels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain values, such as JSON holds."""
+        kernels = [asdict(kernel) for kernel in self.kernels]
+        return {**vars(self), "kernels": kernels, "speedup": self.speedup}
 
     def __str__(self) -> str:
         header = ["kernel", "us", "unfused us", "ratio", "of kernels", "MB less", "lines"]

@@ -44,15 +44,12 @@ class Times:
         return np.percentile(self.samples.sum(axis=1), (25, 50, 75)) / 1e3
 
 
-def variants(executable: NativeExecutable) -> dict[bool, NativeExecutable]:
-    """Return a program compiled fused and unfused, by whether it is fused."""
-    found: dict[bool, NativeExecutable] = {}
-    for fuse in (True, False):
-        with config.configure(fuse=fuse):
-            made = compiler.compile_graph(executable.outputs)
-        if isinstance(made, NativeExecutable):
-            found[fuse] = made
-    return found
+def unfused_twin(executable: NativeExecutable) -> NativeExecutable:
+    """Return the program of the same graph without fusion."""
+    with config.configure(fuse=False):
+        made = compiler.compile_graph(executable.outputs)
+    assert isinstance(made, NativeExecutable)
+    return made
 
 
 def run_in_turns(

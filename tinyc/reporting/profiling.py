@@ -152,7 +152,7 @@ class Profile(AbstractContextManager["Profile"]):
 
     def __str__(self) -> str:
         if not self.runs:
-            return "nothing ran"
+            return "no compiled program ran"
         time = sum(total.total for total in self.kernels) / 1e3
         runs = f"{len(self.runs)} runs of {len(self.recorder.programs)} programs"
         head = f"{runs}, {time:.2f} ms in kernels"

@@ -32,8 +32,13 @@ class Recording:
         self._known: dict[int, Recorded] = {}
 
     def note(self, executable: Executable, buffers: Sequence[Buffer]) -> None:
-        """Take a run that is about to happen; of the first, what it is given."""
-        if isinstance(executable, NativeExecutable) and id(executable) not in self._known:
+        """Take a run that is about to happen; of the first, what it is given.
+
+        Devices that run no machine code have no kernels whose times could be taken.
+        """
+        if not isinstance(executable, NativeExecutable) or not executable.on_pointers:
+            return
+        if id(executable) not in self._known:
             found = Recorded(executable, compiler.copies(buffers))
             self._known[id(executable)] = found
             self.programs.append(found)
