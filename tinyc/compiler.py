@@ -127,6 +127,8 @@ class NativeExecutable:
         self.on_pointers = device != "interpret"
         self.fresh = tuple(None if o is None else (dtypes.DTYPES[o.dtype], o.shape)
                            for o in program.outputs)
+        gradients = {s.name for s in program.storages if s.category == "gradient"}
+        self.gradients = [i for i in range(len(self.fresh)) if f"out{i}" in gradients]
 
     def run(self, buffers: Sequence[Buffer], times: Any = None) -> list[Buffer | None]:
         """Compute every output; in-place updates store into the leaves and give None."""
@@ -137,6 +139,8 @@ class NativeExecutable:
             dumps.write_inputs(self.dumped, [buffer.array for buffer in buffers])
             self.dumped = None
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
+        for i in self.gradients:
+            outputs[i].categorize("gradient")  # type: ignore[union-attr]
         slots = [*buffers, *(b for b in outputs if b is not None)]
         if config.current().check:
             return self.checked(buffers, slots, outputs)

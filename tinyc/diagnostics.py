@@ -126,8 +126,10 @@ def _line_of(frame: FrameType) -> Origin:
 
 def _is_inside(filename: str) -> bool:
     path = os.path.abspath(filename)
-    # what the console command computes is a use of the package
-    own = path.startswith(_PACKAGE) and not path.startswith(_PACKAGE + "commands" + os.sep)
+    # What the console command computes is a use of the package. So are the models: their lines say
+    # more of a program than the one line that calls a model.
+    users = tuple(_PACKAGE + name + os.sep for name in ("commands", "models"))
+    own = path.startswith(_PACKAGE) and not path.startswith(users)
     return own and not filename.startswith("<")
 
 

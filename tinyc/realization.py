@@ -13,7 +13,7 @@ from tinyc.diagnostics import BoundsError, Origin, StaleError, TracingError, for
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
 from tinyc.ir.evaluate import EVAL
-from tinyc.ir.node import BACKWARD, Node, node, toposort, with_sources
+from tinyc.ir.node import Node, node, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import (
@@ -118,8 +118,6 @@ def run(expressions: list[Handle]) -> None:
 
 def _bind(handle: Handle, buffer: Buffer) -> None:
     """Let an expression refer to its value in memory of its own."""
-    if handle._node.phase == BACKWARD:
-        buffer.categorize("gradient")
     slot = Slot(buffer, handle._node.origin)
     leaf = slot.leaf()
     # Constants belong to no device, so their value on one is not theirs.
