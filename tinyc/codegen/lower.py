@@ -63,10 +63,9 @@ def lower_nest(plan: Plan, nest: Nest, target: Target) -> LoopKernel:
     chunks = chunk_count(nest, stages, target)
     low = Lowering(plan, nest, target, Var("chunk", chunks))
     body: list[Stmt] = []
-    for stage in stages:
-        if stage.kind == "scatter":
-            body.append(clear(stage))
-    for tree in nest.body:
+    if stages[0].kind == "scatter":
+        body.append(scatter(low, stages[0]))
+    for tree in nest.body if not body else ():
         body.extend(lower_tree(low, tree, (), root=True))
     finish: list[Stmt] = []
     if chunks > 1:
@@ -84,8 +83,10 @@ def lower_nest(plan: Plan, nest: Nest, target: Target) -> LoopKernel:
 def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
     """Chunks depend on shapes and the target alone, so results never depend on threads."""
     root = nest.body[0]
-    if any(s.kind == "scatter" for s in stages):
-        return 1
+    if stages[0].kind == "scatter":
+        axis, width = parts_of_scatter(stages[0], target)
+        most = -(-axis.extent // width) if axis is not None else 1
+        return max(1, min(most, 2 * stage_work(stages[0]) // target.serial_work))
     if not isinstance(root, Loop):
         return grid_chunks(root.stage, target) if root.stage.kind == "contract" else 1
     work = sum(stage_work(s) for t in nest.body for s in stages_of(t))
@@ -117,7 +118,7 @@ def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) 
 
 def begins_here(low: Lowering, stage: Stage, loop: Loop, around: tuple[Loop, ...]) -> bool:
     """True if `loop` is the outermost loop over which the stage reduces."""
-    if stage.kind in ("map", "scatter") or (stage.kind == "contract" and not stage.runs_on()):
+    if stage.kind == "map" or (stage.kind == "contract" and not stage.runs_on()):
         return False
     mine = {low.plan.mapping[stage].get(v, v) for v in stage.red}
     return loop.var in mine and all(o.var not in mine for o in around)
@@ -214,8 +215,6 @@ def lower_leaf(low: Lowering, leaf: Leaf) -> list[Stmt]:
     if stage.kind == "contract":
         return [contraction(low, leaf)]
     value = concrete(stage.expr, names)
-    if stage.kind == "scatter":
-        return scatter(stage, value, names, note)
     idx = tuple(Affine.of(v).substitute(names) for v in stage.axes)
     if stage.kind == "map":
         at = stage.buf.address(idx)
@@ -255,21 +254,56 @@ def concrete(expr: Expr, names: dict[Var, Affine]) -> Expr:
     return rewrite(expr, leaf, lambda a: a.substitute(names))
 
 
-def scatter(stage: Stage, value: Expr, names: dict[Var, Affine], note: str) -> list[Stmt]:
-    """The accumulating store of a scatter stage."""
-    at = stage.buf.address(tuple(concrete_index(i, names) for i in stage.target))
-    return [Store(stage.buf.storage, at, value, "sum", note)]
+def parts_of_scatter(stage: Stage, target: Target) -> tuple[Var | None, int]:
+    """(an axis of the updates that is an axis of the result as well, how much of it a chunk does).
+
+    Chunks of such an axis never add to the same element, so that a scatter needs no atomics, and
+    each adds in the order of the updates.
+    """
+    for d in reversed(range(len(stage.target))):
+        v = stage.target[d].as_var()
+        others = [i for k, i in enumerate(stage.target) if k != d]
+        if v is None or v.extent == 1 or any(v in i.free_vars() for i in others):
+            continue
+        width = -(-v.extent // target.chunks)
+        lanes = target.lanes if stage.buf.strides[d] == 1 else 1
+        return v, -(-width // lanes) * lanes
+    return None, 1
 
 
-def clear(stage: Stage) -> Stmt:
-    """Zero the whole target before anything is added to it."""
-    axes = tuple(Var(f"z{stage.number}_{d}", n) for d, n in enumerate(stage.buf.shape))
-    address = stage.buf.address(tuple(Affine.of(v) for v in axes))
-    zero, note = identity("sum", stage.dtype), note_of(stage)
-    stmt: Stmt = Store(stage.buf.storage, address, zero, None, note)
-    for v in reversed(axes):
+def scatter(low: Lowering, stage: Stage) -> Stmt:
+    """for parts of an axis: zero that part of the result; for updates: result[index] += update."""
+    axis, width = parts_of_scatter(stage, low.target)
+    n = stage.number
+    axis = axis or Var(f"none{n}", 1)
+    width = width if low.chunk.extent > 1 else axis.extent
+    part, inside = Var(f"part{n}", -(-axis.extent // width)), Var(f"col{n}", width)
+    at = Affine.of(part) * width + Affine.of(inside)
+    limit = None if axis.extent % width == 0 else axis.extent - Affine.of(part) * width
+    updates: Stmt = Store(stage.buf.storage, scatter_address(stage, {axis: at}),
+                          concrete(stage.expr, {axis: at}), "sum", note_of(stage))
+    zeros = [Var(f"z{n}_{d}", size) for d, size in enumerate(stage.buf.shape)]
+    index = [at if i.as_var() is axis else Affine.of(z) for i, z in zip(stage.target, zeros)]
+    clear: Stmt = Store(stage.buf.storage, stage.buf.address(tuple(index)),
+                        identity("sum", stage.dtype))
+    rest = [z for z, i in zip(zeros, stage.target) if i.as_var() is not axis]
+    last = axis is stage.red[-1]
+    body = (around(clear, rest, inside, limit, last),
+            around(updates, [v for v in stage.red if v is not axis], inside, limit, last))
+    return For(part, body, "chunk" if low.chunk.extent > 1 else "serial")
+
+
+def around(stmt: Stmt, others: list[Var], inside: Var, limit: Affine | None, last: bool) -> Stmt:
+    """Loops around a statement, that over a part of an axis innermost or outermost."""
+    stmt = For(inside, (stmt,), "serial", limit) if last else stmt
+    for v in reversed(others):
         stmt = For(v, (stmt,)) if v.extent != 1 else stmt
-    return stmt
+    return stmt if last else For(inside, (stmt,), "serial", limit)
+
+
+def scatter_address(stage: Stage, names: dict[Var, Affine]) -> Affine:
+    """Where an update is added: the parts of the index that come from data made concrete."""
+    return stage.buf.address(tuple(concrete_index(i, names) for i in stage.target))
 
 
 def concrete_index(index: Affine, names: dict[Var, Affine]) -> Affine:

@@ -122,8 +122,9 @@ def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
     if late is not None:
         f.refuse(nest, refusals.kernel_end(late, nest))
         return False
-    if stage.kind == "scatter":
-        f.refuse(nest, refusals.data_index(stage))
+    scatter = next((s for s in [stage, *nest.stages()] if s.kind == "scatter"), None)
+    if scatter is not None:
+        f.refuse(nest, refusals.data_index(scatter))
         return False
     if len(nest.stages()) >= STAGES_LIMIT:
         f.refuse(nest, refusals.kernel_full(nest, STAGES_LIMIT))
