@@ -35,6 +35,9 @@ CASES: dict[str, tuple[dict, dict, bool]] = {
     "self, causal and padded": (
         {"batch_first": True},
         {"attn_mask": CAUSAL, "is_causal": True, "key_padding_mask": bools(N, L)}, True),
+    "self, causal, padding added": (
+        {}, {"attn_mask": np.where(CAUSAL, -np.inf, 0).astype(np.float32), "is_causal": True,
+             "key_padding_mask": sample(N, L)}, True),
     "cross": ({"bias": False}, {"average_attn_weights": False}, False),
     "of other widths": ({"kdim": 4, "vdim": 9}, {}, False),
     "of another value": ({"vdim": 5, "bias": False}, {"need_weights": False}, False),

@@ -212,6 +212,15 @@ def test_an_update_joins_readers_of_the_same_element() -> None:
         np.testing.assert_allclose(got, want, 1e-5)
 
 
+def test_a_stage_is_short_as_text_whatever_lies_behind_it() -> None:
+    """A KeyError of one is printed by repr, which doubled with each stage that is read twice."""
+    (x,), _ = buffers(floats(64, 50))
+    y = x
+    for _ in range(12):
+        y = b.materialize(b.mul(b.exp(y), b.tanh(y)))
+    assert len(repr(plan_of([y]).stages[-1])) < 10_000
+
+
 def test_buffers_may_swap_their_values() -> None:
     (p, q), memory = buffers(floats(30), floats(30, seed=1))
     outputs = [b.assign(p, q), b.assign(q, p)]

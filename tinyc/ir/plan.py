@@ -68,8 +68,9 @@ class Stage:
     reads: list[Read]
     members: tuple[Node, ...]
     target: tuple[Affine, ...] = ()
-    producers: list[Stage] = field(default_factory=list)
-    after: list[Stage] = field(default_factory=list)
+    # Not in the repr: the stages behind a stage are a graph, and as text a tree without end.
+    producers: list[Stage] = field(default_factory=list, repr=False)
+    after: list[Stage] = field(default_factory=list, repr=False)
     hoist: Var | None = None
     block: Var | None = None
 
