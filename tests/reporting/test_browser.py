@@ -64,6 +64,9 @@ def open_page(chromium, address, **options):
         assert said == []
 
 
+SHOWS = "name => document.querySelector('.pane.source .body').textContent.includes(name)"
+
+
 def marked(tab, selector, name="pinned"):
     """Return how many elements of a kind are highlighted."""
     return tab.locator(f"{selector}.{name}").count()
@@ -133,19 +136,18 @@ class TestLinks:
         box(opened, kernels[0]).click()
         box(opened, kernels[1]).hover()
         opened.wait_for_selector(f".graph .box.hot[data-k='{kernels[1]['index']}']")
-        assert kernels[1]["name"] in opened.inner_text(".pane.source")
+        opened.wait_for_function(SHOWS, arg=kernels[1]["name"])
         assert opened.locator(".graph .box.pinned").get_attribute("data-k") == "0"
         opened.mouse.move(2, 2)
         opened.wait_for_function("!document.querySelector('.graph .box.hot')")
-        assert kernels[0]["name"] in opened.inner_text(".pane.source")
+        opened.wait_for_function(SHOWS, arg=kernels[0]["name"])
 
     def test_hover_on_a_line_highlights_its_kernels(self, opened, kernels):
         path, number = kernels[0]["lines"][0]
         opened.locator(f"li[data-line='{path}:{number}']").hover()
         wanted = sum([path, number] in k["lines"] for k in kernels)
-        opened.wait_for_selector(".graph .box.hot")
-        assert marked(opened, ".graph .box", "hot") == wanted
-        assert marked(opened, ".kernels tbody tr", "hot") == wanted
+        opened.wait_for_function("""wanted => [".graph .box", ".kernels tbody tr"].every(
+            kind => document.querySelectorAll(kind + ".hot").length === wanted)""", arg=wanted)
 
     def test_hover_on_code_highlights_one_member(self, opened, kernels):
         kernel = max(kernels, key=lambda k: len(k["members"]))
@@ -153,11 +155,11 @@ class TestLinks:
         row = opened.locator(".pane.source [data-member]").first
         member = row.get_attribute("data-member")
         row.hover()
-        opened.wait_for_selector(".pane.source .hot")
-        hot = opened.locator(".pane.source .hot, .pane.loops .hot")
-        names = {hot.nth(i).get_attribute("data-member") for i in range(hot.count())}
-        assert names == {member}
-        assert marked(opened, "ol.code li", "hot") <= 1
+        opened.wait_for_function("""member => {
+            const hot = [...document.querySelectorAll(".pane.source .hot, .pane.loops .hot")];
+            return hot.length && hot.every(row => row.dataset.member === member)
+                && document.querySelectorAll("ol.code li.hot").length <= 1;
+        }""", arg=member)
 
     def test_a_click_on_a_wire_leads_to_why_it_is_there(self, opened, report):
         link = report["programs"][0]["links"][0]
@@ -269,13 +271,14 @@ class TestTables:
         links = report["programs"][0]["links"]
         visible = "[...document.querySelectorAll('.boundary')].filter(e => !e.hidden).length"
         opened.fill("[data-filter=boundaries]", "k0")
-        assert opened.evaluate(visible) == sum(0 in (x["from"], x["to"]) for x in links)
+        pairs = {(x["from"], x["to"]) for x in links}
+        assert opened.evaluate(visible) == sum(0 in pair for pair in pairs)
         rule = links[0]["why"][0]["rule"]
         opened.click(f".chip[data-rule='{rule}']")
-        wanted = sum(any(w["rule"] == rule for w in x["why"]) for x in links)
-        assert opened.evaluate(visible) == wanted
+        held = {(x["from"], x["to"]) for x in links if any(w["rule"] == rule for w in x["why"])}
+        assert opened.evaluate(visible) == len(held)
         opened.click(f".chip[data-rule='{rule}']")
-        assert opened.evaluate(visible) == len(links)
+        assert opened.evaluate(visible) == len(pairs)
 
     def test_the_command_is_copied(self, opened, kernels):
         button = opened.locator(".kernels .copy").first

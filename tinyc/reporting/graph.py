@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyc.markup import Safe, element, join, percent, time
+from tinyc.markup import Safe, element, join, percent, plural, time
 from tinyc.reporting import layout
 
 PHASES = ("forward", "backward", "optimizer")
@@ -29,7 +29,10 @@ def draw(program: Mapping[str, Any], prefix: str) -> Safe:
     height = max((y for _, y in boxes.values()), default=0) + HEIGHT + MARGIN
     whole = sum(kernel["median_us"] for kernel in kernels) or 1.0
     most = max((kernel["median_us"] for kernel in kernels), default=0.0) or 1.0
-    wires = [_wire(pair, links, kernels, boxes, prefix) for pair, links in pairs(program).items()]
+    wires = [
+        _wire(number, pair, len(links), kernels, boxes, prefix)
+        for number, (pair, links) in enumerate(pairs(program).items())
+    ]
     shapes = [_box(kernel, boxes[kernel["index"]], whole, most, prefix) for kernel in kernels]
     return element(
         "svg",
@@ -114,8 +117,9 @@ def _arrow(prefix: str) -> Safe:
 
 
 def _wire(
+    number: int,
     pair: tuple[int, int],
-    links: Sequence[int],
+    values: int,
     kernels: Sequence[Mapping[str, Any]],
     boxes: Mapping[int, Box],
     prefix: str,
@@ -123,14 +127,14 @@ def _wire(
     a, b = pair
     same = kernels[a]["phase"] == kernels[b]["phase"]
     line = wire_path(boxes[a], boxes[b], same)
-    values = f"{len(links)} values" if len(links) > 1 else "1 value"
-    what = f"{kernels[a]['name']} to {kernels[b]['name']}: {values}. Why are they not one kernel?"
+    ends = f"{kernels[a]['name']} to {kernels[b]['name']}"
+    what = f"{ends}: {plural(values, 'value')}. Why are they not one kernel?"
     return element(
         "a",
         element("title", what),
         element("path", d=line, class_="hit"),
         element("path", d=line, class_="line", marker_end=f"url(#{prefix}-arrow)"),
-        href=f"#{prefix}-l{links[0]}",
+        href=f"#{prefix}-l{number}",
         class_=f"wire {kernels[a]['phase']}",
         data_from=a,
         data_to=b,

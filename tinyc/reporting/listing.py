@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyc.diagnostics import TinycError
@@ -28,6 +29,26 @@ def highlighted(text: str, language: str) -> list[Safe]:
     coloured = highlight(text, lexer, HtmlFormatter(nowrap=True))
     lines = coloured.removesuffix("\n").split("\n")
     return [Safe(line) for line in lines]
+
+
+_ADDRESS = re.compile(r"^([0-9a-f]+):\s+(.*)$")
+_TARGET = re.compile(r"\b([0-9a-f]+) <[^>]*>")
+
+
+def labelled(assembly: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return instructions with names for where jumps go in the place of addresses."""
+    split = [_ADDRESS.match(text) for text, _ in assembly]
+    here = {match[1] for match in split if match}
+    goals = {found for text, _ in assembly for found in _TARGET.findall(text) if found in here}
+    names = {goal: f".L{i}" for i, goal in enumerate(sorted(goals, key=lambda a: int(a, 16)))}
+    found = []
+    for match, (text, line) in zip(split, assembly, strict=True):
+        if match:
+            label = f"{names[match[1]]}:" if match[1] in names else ""
+            body = _TARGET.sub(lambda m: names.get(m[1], m[0]), match[2])
+            text = f"{label:<6}{body}"
+        found.append([text, line])
+    return found
 
 
 def line_costs(program: Mapping[str, Any]) -> dict[tuple[str, int], tuple[float, float, int]]:

@@ -7,10 +7,12 @@ element of their own, so that a page with all assembly stays small; browsers can
 from __future__ import annotations
 
 import base64
+import copy
 import gzip
 import json
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from tinyc.diagnostics import TinycError
 HEAVY: dict[str, tuple[str, ...] | None] = {
     "kernels": ("loops", "source", "source_lines", "asm"),
     "passes": ("before", "after", "diff", "firings", "remarks"),
+    "links": ("why",),
+    "helpers": None,
     "nodes": None,
     "edges": None,
 }
@@ -31,15 +35,31 @@ def split(report: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any
     for program in report["programs"]:
         light, heavy = dict(program), {}
         for part, names in HEAVY.items():
-            items = program[part]
+            items = program.get(part, [])
             if names is None:
-                light[part], heavy[part] = [], items
+                light[part], heavy[part] = [], copy.deepcopy(items)
                 continue
             light[part] = [{k: v for k, v in item.items() if k not in names} for item in items]
             heavy[part] = [{k: v for k, v in item.items() if k in names} for item in items]
         programs.append(light)
         texts.append(heavy)
     return {**report, "programs": programs}, texts
+
+
+class Lines:
+    """Lines of text by number. Kernels of equal layers share nearly all of theirs."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def fold(self, texts: Iterable[str]) -> list[int]:
+        """Return the numbers of lines, new ones for those not seen before."""
+        return [self.numbers.setdefault(text, len(self.numbers)) for text in texts]
+
+    def fold_assembly(self, item: dict[str, Any]) -> None:
+        """Put numbers in the place of a kernel's or helper's instructions."""
+        if "asm" in item:
+            item["asm"] = [self.fold(text for text, _ in item["asm"]), [n for _, n in item["asm"]]]
 
 
 def to_json(value: Any) -> str:
@@ -63,13 +83,18 @@ def read_page(path: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(data[1])
         texts = json.loads(gzip.decompress(base64.b64decode(packed[1])))
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise TinycError(f"report: the data in {path} is damaged: {error}") from None
-    for program, heavy in zip(report["programs"], texts, strict=True):
+    for program, heavy in zip(report["programs"], texts["programs"], strict=True):
+        for item in (*heavy["kernels"], *heavy["helpers"]):
+            item.pop("coloured", None)
+            if "asm" in item:
+                numbers, lines = item["asm"]
+                item["asm"] = [[texts["lines"][n], k] for n, k in zip(numbers, lines, strict=True)]
         for part, names in HEAVY.items():
             if names is None:
                 program[part] = heavy[part]
                 continue
             for item, rest in zip(program[part], heavy[part], strict=True):
-                item.update({k: v for k, v in rest.items() if k in names})
+                item.update(rest)
     return report

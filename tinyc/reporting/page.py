@@ -28,8 +28,8 @@ from tinyc.markup import (
     time,
 )
 from tinyc.reporting import charts, graph, tables
-from tinyc.reporting.listing import highlighted, user_lines
-from tinyc.reporting.packing import compressed, split, to_json
+from tinyc.reporting.listing import highlighted, labelled, user_lines
+from tinyc.reporting.packing import Lines, compressed, split, to_json
 
 # Programs that are shown in full, those with most time first; the rest is a line each.
 SHOWN = 6
@@ -66,9 +66,11 @@ def render(report: Mapping[str, Any]) -> str:
     ranked = sorted(report["programs"], key=lambda p: -p["median_us"] * p["calls"])
     shown, rest = ranked[:SHOWN], ranked[SHOWN:]
     light, texts = split({**report, "programs": [_leaner(p) for p in shown]})
-    for program, heavy in zip(shown, texts, strict=True):
-        for kernel, text in zip(program["kernels"], heavy["kernels"], strict=True):
-            text["coloured"] = "\n".join(highlighted(kernel["source"], "c"))
+    lines = Lines()
+    for heavy in texts:
+        for item in (*heavy["kernels"], *heavy["helpers"]):
+            item["coloured"] = lines.fold(highlighted(item["source"], "c"))
+            lines.fold_assembly(item)
     drawing = [
         {"operations": graph.operations(p), "box": [graph.WIDTH, graph.HEIGHT, graph.DOWN]}
         for p in shown
@@ -84,18 +86,25 @@ def render(report: Mapping[str, Any]) -> str:
         _footer(report),
         _script("data", "application/json", to_json(light)),
         _script("drawing", "application/json", to_json(drawing)),
-        _script("texts", "text/plain", compressed(texts)),
+        _script("texts", "text/plain", compressed({"programs": texts, "lines": [*lines.numbers]})),
     ]
     return _document(report["title"], body)
 
 
 def _leaner(program: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what the diffs of the passes say already: all texts but the first."""
-    passes = [
-        {k: v for k, v in step.items() if k != "before" and (k != "after" or not i)}
-        for i, step in enumerate(program["passes"])
-    ]
-    return {**program, "passes": passes}
+    """Leave out texts that the diffs of passes say already; name targets in the assembly."""
+    left_out = ("before", "after")
+    passes = [{k: v for k, v in s.items() if k not in left_out} for s in program["passes"]]
+    for step, whole in zip(passes[:1], program["passes"], strict=False):
+        step["before"] = whole.get("before") or ""
+    parts = {
+        part: [
+            {**item, "asm": labelled(item["asm"])} if "asm" in item else item
+            for item in program.get(part, ())
+        ]
+        for part in ("kernels", "helpers")
+    }
+    return {**program, **parts, "passes": passes}
 
 
 def _document(title: str, body: list[Safe]) -> str:

@@ -19,7 +19,7 @@ from tinyc.markup import (
     time,
 )
 from tinyc.reporting.charts import CATEGORIES
-from tinyc.reporting.graph import LETTERS
+from tinyc.reporting.graph import LETTERS, pairs
 from tinyc.schedule.refusals import RULES
 
 CONTRIBUTORS = 24
@@ -32,8 +32,7 @@ def place(line: Sequence[Any] | None) -> str:
 
 def kernel_label(kernel: Mapping[str, Any]) -> Safe:
     """Return a kernel's phase letter and name."""
-    letter = element("b", LETTERS[kernel["phase"]], class_=f"phase {kernel['phase']}",
-                     title=kernel["phase"])  # fmt: skip
+    letter = element("b", LETTERS[kernel["phase"]], class_=f"phase {kernel['phase']}")
     return join([letter, " ", kernel["name"]])
 
 
@@ -165,19 +164,19 @@ def boundaries(program: Mapping[str, Any], prefix: str) -> Safe:
                 data_rule=rule, title=RULES.get(rule), aria_pressed="false")
         for rule, count in rules.most_common()
     ]  # fmt: skip
-    entries = [_boundary(i, link, program, prefix) for i, link in enumerate(program["links"])]
+    entries = [
+        _boundary(number, [program["links"][i] for i in links], program, prefix)
+        for number, links in enumerate(pairs(program).values())
+    ]
     return join([element("div", *chips, class_="chips rules"),
                  element("div", *entries, class_="boundaries")])  # fmt: skip
 
 
-def _boundary(number: int, link: Mapping[str, Any], program: Mapping[str, Any],
+def _boundary(number: int, links: Sequence[Mapping[str, Any]], program: Mapping[str, Any],
               prefix: str) -> Safe:  # fmt: skip
-    source, reader = (program["kernels"][link[end]] for end in ("from", "to"))
-    value = f"{link['producer']} → {link['consumer']}"
-    where = [_member_line(source, link["producer"]), _member_line(reader, link["consumer"])]
-    stored = " · ".join(x for x in (link["buffer"], link["shape"], size(link["bytes"])) if x)
-    reasons = [_reason(why) for why in link["why"]]
-    none = element("p", "The order of launch alone: no fusion of these two was tried.")
+    """Return why two kernels are two: an entry for each value between them."""
+    source, reader = (program["kernels"][links[0][end]] for end in ("from", "to"))
+    rules = dict.fromkeys(why["rule"] for link in links for why in link["why"])
     return element(
         "article",
         element(
@@ -185,12 +184,22 @@ def _boundary(number: int, link: Mapping[str, Any], program: Mapping[str, Any],
             element("a", kernel_label(source), href=f"#{prefix}-k{source['index']}"), " → ",
             element("a", kernel_label(reader), href=f"#{prefix}-k{reader['index']}"),
         ),
-        element("p", element("b", value), " through ", stored, class_="value"),
-        element("p", " → ".join(dict.fromkeys(where)), class_="where") if any(where) else None,
-        *(reasons or [none]),
-        id=f"{prefix}-l{number}", class_="boundary", tabindex="-1", data_from=link["from"],
-        data_to=link["to"], data_rules=" ".join(why["rule"] for why in link["why"]),
+        *(part for link in links for part in _value(link, source, reader)),
+        id=f"{prefix}-l{number}", class_="boundary", tabindex="-1", data_from=source["index"],
+        data_to=reader["index"], data_rules=" ".join(rules),
     )  # fmt: skip
+
+
+def _value(
+    link: Mapping[str, Any], source: Mapping[str, Any], reader: Mapping[str, Any]
+) -> list[Safe]:
+    lines = [_member_line(source, link["producer"]), _member_line(reader, link["consumer"])]
+    where = " → ".join(dict.fromkeys(line for line in lines if line))
+    what = " · ".join(x for x in (link["shape"], size(link["bytes"]), where) if x)
+    value = element("p", element("b", f"{link['producer']} → {link['consumer']}"), " ", what,
+                    class_="value")  # fmt: skip
+    none = element("p", "The order of launch alone: no fusion of these two was tried.")
+    return [value, *([_reason(why) for why in link["why"]] or [none])]
 
 
 def _member_line(kernel: Mapping[str, Any], name: str) -> str:
@@ -202,12 +211,12 @@ def _reason(why: Mapping[str, Any]) -> Safe:
     terms = [
         element("span", f"{name} ", element("b", _term(value)))
         for name, value in why["terms"].items()
+        if name not in ("kernel", "bytes_through_memory")  # said above already
     ]
     remedy = element("p", element("b", "What would change it: "), why["remedy"], class_="remedy")
     return element(
         "div",
-        element("p", element("span", why["rule"], class_="rule",
-                                 title=RULES.get(why["rule"])), " ", why["message"]),
+        element("p", element("span", why["rule"], class_="rule"), " ", why["message"]),
         element("p", *terms, class_="terms") if terms else None,
         remedy if why["remedy"] else None,
         class_="reason",

@@ -34,10 +34,14 @@
     const bytes = Uint8Array.from(atob(content("texts")), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const texts = JSON.parse(await new Response(stream).text());
-    texts.forEach((heavy, i) => {
+    const lines = (numbers) => numbers.map((number) => texts.lines[number]);
+    texts.programs.forEach((heavy, i) => {
       const program = report.programs[i];
-      program.nodes = heavy.nodes;
-      program.edges = heavy.edges;
+      for (const item of [...heavy.kernels, ...heavy.helpers]) {
+        item.coloured = lines(item.coloured);
+        if (item.asm) item.asm = lines(item.asm[0]).map((text, j) => [text, item.asm[1][j]]);
+      }
+      for (const part of ["nodes", "edges", "helpers"]) program[part] = heavy[part];
       for (const part of ["kernels", "passes"]) {
         heavy[part].forEach((item, j) => Object.assign(program[part][j], item));
       }
@@ -244,11 +248,19 @@
       this.fill("loops", kernel.loops.split("\n").map((text) => ({
         text, member: text.split("#").pop().split(/\s+/).find((word) => hues.has(word)),
       })), hues);
-      this.fill("source", kernel.coloured.split("\n").map((markup, i) => ({
-        markup, member: owner.get(i + 1),
-      })), hues);
-      this.fill("asm", (kernel.asm || [["not available: no disassembler was found", null]]).map(
-        ([text, line]) => ({ text, member: owner.get(line) })), hues);
+      const helpers = this.program.helpers.filter(
+        (helper) => (kernel.calls_helpers || []).includes(helper.name));
+      this.fill("source", [
+        ...kernel.coloured.map((markup, i) => ({ markup, member: owner.get(i + 1) })),
+        ...helpers.flatMap((helper) => [{ text: "" }, ...helper.coloured.map(
+          (markup) => ({ markup }))]),
+      ], hues);
+      const code = kernel.asm?.length ? kernel.asm : [["no disassembly: objdump was not found", null]];
+      this.fill("asm", [
+        ...code.map(([text, line]) => ({ text, member: owner.get(line) })),
+        ...helpers.flatMap((helper) => [{ text: "" }, { text: `${helper.name}:` },
+          ...(helper.asm || []).map(([text]) => ({ text }))]),
+      ], hues);
       this.describe(kernel);
       if (this.pinned) this.mark("pinned", this.pinned);
     }
@@ -572,7 +584,7 @@
         row.append(make("b", "", `${remark.kind} ${remark.subject}`), `: ${remark.message}`);
         return row;
       });
-      const lines = (step.diff || step.after || "").split("\n");
+      const lines = (step.diff || "").split("\n");
       if (!fired.length && !remarks.length && lines.join("") === "") lines[0] = "nothing changed";
       const rows = (some) => some.map((text) => make("div", {
         "+": "added", "-": "removed", "@": "place" }[step.diff ? text[0] : ""] || "", text));
@@ -694,8 +706,11 @@
     return true;
   }
 
+  // What was copied last says so, until something else is.
+  let copied = null;
+
   async function copy(button) {
-    const text = button.dataset.copy, before = button.textContent;
+    const text = button.dataset.copy;
     try {
       await navigator.clipboard.writeText(text);
     } catch {
@@ -705,8 +720,9 @@
       document.execCommand("copy");
       area.remove();
     }
+    if (copied) copied.button.textContent = copied.before;
+    copied = { button, before: button.textContent };
     button.textContent = "copied";
-    setTimeout(() => { button.textContent = before; }, 1200);
   }
 
   function keys(event) {
