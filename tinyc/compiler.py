@@ -62,10 +62,11 @@ def observe() -> Iterator[list[Run]]:
 
 
 def copies(buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
-    """Copies of buffers, of the same categories."""
+    """Copies of buffers, of the same categories and lines."""
     made = [Buffer.from_numpy(b.array, b.device) for b in buffers]
     for copy, buffer in zip(made, buffers):
         copy.categorize(buffer.category)
+        copy.origin = buffer.origin
     return tuple(made)
 
 

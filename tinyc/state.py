@@ -113,7 +113,7 @@ class Slot:
 
     def __init__(self, buffer: Buffer, origin: Origin) -> None:
         self.buffer = buffer
-        self.origin = origin
+        self.origin = buffer.origin = origin
         self.born = capturing.trace
 
     @property

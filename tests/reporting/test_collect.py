@@ -167,13 +167,18 @@ class TestMemory:
         sizes = {s["category"]: s["bytes"] for s in program["storages"] if s["bytes"] == parameters}
         assert set(sizes) == {"parameter", "optimizer", "gradient"}
 
+    def test_arguments_are_named_and_have_the_line_that_made_them(self, program):
+        large = {s["category"]: s for s in program["storages"] if s["name"].startswith("in")}
+        assert large["parameter"]["what"].startswith("parameters f32[")
+        assert large["input"]["line"][0].endswith("steps.py")
+
     def test_the_graph_alone_tells_parameters_from_state(self, monkeypatch):
         step, batch = mlp_step()
         with record() as recording:
             step(*batch)
         (recorded,) = recording.programs
         told = facts.storages(recorded.executable.program, recorded.buffers)
-        alone = facts.storages(recorded.executable.program, [])
+        alone = facts.storages(recorded.executable.program, ())
         large = [i for i, s in enumerate(told) if s["bytes"] > 8]
         assert [told[i]["category"] for i in large] == [alone[i]["category"] for i in large]
 

@@ -15,13 +15,14 @@ from tinyc.ir.ops import describe_type
 from tinyc.ir.phases import phases
 from tinyc.ir.plan import Stage
 from tinyc.ir.printer import to_text
-from tinyc.ir.program import KernelInfo, Program, StorageInfo
+from tinyc.ir.program import KernelInfo, Program
 from tinyc.ir.steps import Fired, changes, difference
 from tinyc.runtime.buffer import Buffer
 
 Place = list[Any] | None
 # What a buffer's own word on what it is for stands above what the graph says.
 TOLD = ("parameter", "gradient", "optimizer")
+CALLED = {"parameter": "parameters", "gradient": "gradients", "optimizer": "optimizer state"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def rebuild(executable: NativeExecutable) -> Rebuilt:
 
 def place(origin: Origin | None) -> Place:
     """Return a line of the user as JSON has it; None where it is not known."""
-    return None if origin is None or tuple(origin) == UNKNOWN else [origin[0], origin[1]]
+    known = origin is not None and tuple(origin) != UNKNOWN and origin[1] > 0
+    return [origin[0], origin[1]] if origin is not None and known else None
 
 
 def places(origins: Sequence[Origin | None]) -> list[Place]:
@@ -197,25 +199,27 @@ def refusals(remarks: Sequence[Mapping[str, Any]]) -> dict[tuple, list[dict[str,
 
 def storages(program: Program, buffers: Sequence[Buffer]) -> list[dict[str, Any]]:
     """Return the arguments and the pieces of the arena, with what each holds and how long."""
-    given = {f"in{i}": buffer.category for i, buffer in enumerate(buffers)}
-    return [
-        {
-            "name": storage.name,
-            "bytes": storage.nbytes,
-            "offset": storage.offset,
-            "first": storage.first,
-            "last": storage.last,
-            "category": category(storage, given.get(storage.name, "")),
-            "line": place(storage.origin),
-            "what": f"{storage.what} {storage.type}".strip(),
-        }
-        for storage in program.storages
-    ]
-
-
-def category(storage: StorageInfo, told: str) -> str:
-    """Return what a storage is for: what its buffer was said to be, else what the graph shows."""
-    return told if told in TOLD else storage.category
+    given = {f"in{i}": buffer for i, buffer in enumerate(buffers)}
+    found = []
+    for storage in program.storages:
+        buffer = given.get(storage.name)
+        told = buffer.category if buffer is not None and buffer.category in TOLD else ""
+        category = told or storage.category
+        what = CALLED.get(category, category) if buffer is not None else storage.what
+        made = buffer.origin if buffer is not None and buffer.origin else None
+        found.append(
+            {
+                "name": storage.name,
+                "bytes": storage.nbytes,
+                "offset": storage.offset,
+                "first": storage.first,
+                "last": storage.last,
+                "category": category,
+                "line": place(made) or place(storage.origin),
+                "what": f"{what} {storage.type}",
+            }
+        )
+    return found
 
 
 def peak(program: Program, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

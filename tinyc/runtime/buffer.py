@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from tinyc.diagnostics import Origin
 from tinyc.ir.dtype import DType, from_numpy
 
 ALIGNMENT = 64
@@ -232,11 +233,12 @@ class Buffer:
     `ptr` is the address, aligned to 64 bytes. The memory is given back when the buffer and all
     numpy views of `array` are gone. `uid` is unique in the process. `category` says what it is
     used for, where somebody told: "parameter", "gradient", "optimizer" or "input"; else it is "".
+    `origin` is the user's line that made it, where that is known.
     """
 
     __slots__ = (
-        *("__weakref__", "_memory", "category", "device", "dtype", "nbytes", "ptr", "shape"),
-        "uid",
+        *("__weakref__", "_memory", "category", "device", "dtype", "nbytes", "origin", "ptr"),
+        *("shape", "uid"),
     )
 
     def __init__(self, device: str, dtype: DType, shape: tuple[int, ...]) -> None:
@@ -260,6 +262,7 @@ class Buffer:
         self._memory = memory
         self.ptr = address
         self.category = ""
+        self.origin: Origin | None = None
 
     def categorize(self, category: str) -> None:
         """Say what the memory is used for; it is counted as that."""
