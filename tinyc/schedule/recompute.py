@@ -26,6 +26,7 @@ class Readers:
         self.home: dict[Stage, Nest] = {s: nest for nest in plan.nests for s in nest.stages()}
         self.order = {stage: i for i, stage in enumerate(plan.stages)}
         self.writers: dict[Storage, list[Stage]] = {}
+        self.regions: dict[Storage, set[Buf]] = {}
         self.readers: dict[Buf, dict[Stage, None]] = {}
         for stage in plan.stages:
             self.writers.setdefault(stage.buf.storage, []).append(stage)
@@ -35,6 +36,7 @@ class Readers:
         """Book the reads of a stage."""
         for read in stage.reads:
             self.readers.setdefault(read.buf, {})[stage] = None
+            self.regions.setdefault(read.buf.storage, set()).add(read.buf)
 
     def away(self, stage: Stage) -> list[Stage]:
         """The readers of a stage's value in other kernels."""
@@ -49,19 +51,19 @@ class Readers:
 
 def recompute(plan: Plan) -> list[Remark]:
     """Replace reads of cheap values by their expressions; changes `plan.stages`."""
-    known, remarks = Readers(plan), []
+    known, inlined, remarks = Readers(plan), [], []
     for stage in reversed(plan.stages):
         readers = known.away(stage)
         if readers and is_cheap(known, stage) and all(
                 can_inline(known, stage, r) for r in readers) and pays(known, stage):
             for reader in readers:
                 inline(known, reader, stage)
+            inlined.append(stage)
             remarks.append(Remark(
                 "applied", "recompute", stage.name,
                 f"computed again by {', '.join(r.name for r in readers)}", stage.node.origin,
                 {"bytes": stage.buf.storage.nbytes, "operations": expression_weight(stage.expr)}))
-    if remarks:
-        drop_unread(plan, known)
+    drop(plan, {s for s in inlined if not known.readers.get(s.buf)})
     return remarks
 
 
@@ -70,7 +72,9 @@ def is_cheap(known: Readers, stage: Stage) -> bool:
     storage = stage.buf.storage
     if stage.kind != "map" or storage.role != "arena" or stage.node.op in KEPT:
         return False
-    if len(known.writers[storage]) > 1 or not isinstance(stage.expr, Apply):
+    if len(known.writers[storage]) > 1 or known.regions.get(storage) != {stage.buf}:
+        return False  # a part of something larger, or read in parts
+    if not isinstance(stage.expr, Apply):
         return False
     if any(isinstance(e, Check) for e in walk(stage.expr)) or not all(map(is_plain, stage.reads)):
         return False
@@ -135,12 +139,8 @@ def inline(known: Readers, reader: Stage, stage: Stage) -> None:
                 writer.after = list(dict.fromkeys((*writer.after, reader)))
 
 
-def drop_unread(plan: Plan, known: Readers) -> None:
+def drop(plan: Plan, gone: set[Stage]) -> None:
     """Remove values that nobody reads any more, and their memory."""
-    # What is stored into a part of another value is read by the name of the whole.
-    needed = {p for s in plan.stages for p in s.producers}
-    gone = {s for s in plan.stages if s.buf.storage.role == "arena" and s not in needed
-            and not known.readers.get(s.buf) and s.kind == "map"}
     plan.stages = [s for s in plan.stages if s not in gone]
     storages = {s.buf.storage for s in gone}
     plan.storages = [s for s in plan.storages if s not in storages]
