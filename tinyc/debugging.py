@@ -51,22 +51,23 @@ def show_program(verb: str, outputs: Sequence[Node], program: Program, library: 
 
     ``seconds`` are those of the passes in groups, and of the compiler.
     """
-    level = config.current().debug.level
+    debug = config.current().debug
     figures = ", ".join(f"{name} {time * 1e3:.0f} ms" for name, time in seconds.items())
     nodes, kernels = len(toposort(outputs)), len(program.kernels)
     size = f"{quantity(program.flops)}FLOP, arena {quantity(program.arena_size)}B"
     text = f"{verb} [{format_origin(outputs[0].origin)}] {count(nodes, 'node')} -> "
     debug_line(1, with_figures(f"{text}{count(kernels, 'kernel')}, {size}", figures),
                colour="green")
-    if level < 3:
+    if debug.level < 3:
         return
     fused = fusion_texts(program)
     code: Mapping[str, str] = {}
-    if level >= 7 and library is not None:
+    if debug.level >= 7 and library is not None:
         from tinyc.runtime import disassembly
 
         code = disassembly.texts(program, library)
-        debug_line(7, code[""], colour="blue")
+        if any(debug.shows(7, kernel.name) for kernel in program.kernels):
+            print_debug(code[""], "blue")
     for kernel in program.kernels:
         debug_line(3, fused[kernel.name], kernel=kernel.name, colour="blue")
         debug_line(4, f"source {kernel.name}\n{kernel.source}", kernel=kernel.name, colour="blue")

@@ -27,6 +27,11 @@ def test_forward_jumps_are_no_loops():
     assert list(innermost_loops(listing("10:je 18 <k+8>", "14:nop", "18:ret"))) == []
 
 
+def test_code_that_jumps_back_from_behind_a_return_is_no_loop():
+    text = listing("10:mov a,b", "14:jne 14 <k+4>", "18:ret", "1c:xor a,a", "20:jmp 10 <k>")
+    assert [len(loop) for loop in innermost_loops(text)] == [1]
+
+
 def test_the_longest_loop_of_a_line_is_shown_without_addresses():
     loop = [
         Instruction(16, "vmulps 0x10(%rip),%ymm1  # 2040 <x>", 7),

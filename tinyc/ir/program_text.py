@@ -58,10 +58,10 @@ def fusion_texts(program: Program) -> dict[str, str]:
 
 def _fusion_text(kernel: KernelInfo, remarks: dict[str, list[Remark]]) -> str:
     lines = [f"fused {kernel_heading(kernel)}"]
-    for member in kernel.members:
-        lines.append(f"  {member}")
-        about = remarks.get(member.partition(" ")[0], [])
-        lines += [f"    {line}" for line in dict.fromkeys(_remark_lines(about))]
+    for i, member in enumerate(kernel.members):
+        about = _remark_lines(remarks.get(member.partition(" ")[0], []))
+        first = ["+ opens the kernel"] * (i == 0)
+        lines += [f"  {member}", *(f"    {line}" for line in dict.fromkeys([*first, *about]))]
     return "\n".join(lines)
 
 
@@ -69,7 +69,8 @@ def _remark_lines(remarks: Sequence[Remark]) -> list[str]:
     lines = []
     for remark in remarks:
         if remark.kind == "missed":
-            rule = f"{remark.rule}: " if remark.rule else ""
+            about = f" ({remark.about})" if remark.about else ""
+            rule = f"{remark.rule}{about}: " if remark.rule else ""
             lines.append(f"- {rule}{remark.reason()}")
             if "bytes_through_memory" in remark.terms:
                 lines.append(f"    to change that: {remark.remedy}")

@@ -199,15 +199,23 @@ def plain(text: str, start: int) -> str:
 
 
 def innermost_loops(instructions: list[Instruction]) -> Iterator[list[Instruction]]:
-    """Yield the stretches from the target of a backward jump to the jump, with none inside."""
+    """Yield the stretches from the target of a backward jump to the jump, with none inside.
+
+    A stretch with a return in it is no loop: code that seldom runs stands behind it and jumps back.
+    """
     place = {instruction.address: i for i, instruction in enumerate(instructions)}
     loops = []
     for i, instruction in enumerate(instructions):
         jump = _JUMP.match(instruction.text)
         if jump:
             target = place.get(int(jump[1], 16), i + 1)
-            if target <= i:
+            if target <= i and not any(is_return(x) for x in instructions[target:i]):
                 loops.append((target, i))
     for first, last in loops:
         if not any((a, b) != (first, last) and first <= a and b <= last for a, b in loops):
             yield instructions[first : last + 1]
+
+
+def is_return(instruction: Instruction) -> bool:
+    """Tell whether an instruction leaves its function."""
+    return instruction.text.split(" ")[0] in ("ret", "retq")
