@@ -266,7 +266,7 @@ def test_a_step_is_one_program(tmp_path):
             assert len(runs) == 1
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet64"])
+@pytest.mark.parametrize("name", ["mlp", "lenet64", pytest.param("gpt_small", marks=SLOW)])
 def test_an_unfused_step_has_the_losses_of_the_fused_one(name, tmp_path):
     with benchmarks(tmp_path):
         losses = {}

@@ -81,6 +81,7 @@ def test_losses_are_pytorch_s_clipped_and_scheduled(recipes):
         expected.append(twin.step(number, *theirs.windows(train.tokens, chosen, 64)))
         found.append(mine.advance(train))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert mine.step.captures == 1
     some = data.TokenWindows(validation.tokens, validation.starts[:60], 64)
     held = twin.validate(validation.tokens, validation.starts[:60])
     assert mine.validate(some) == pytest.approx(held, rel=1e-4)
