@@ -126,8 +126,8 @@ class TestLinks:
         assert marked(opened, ".graph .box") == 1
         assert marked(opened, ".kernels tbody tr") == 1
         assert marked(opened, "ol.code li") == len({tuple(x) for x in kernel["lines"]})
-        assert marked(opened, ".pane.source .body > div") > 0
-        assert marked(opened, ".pane.loops .body > div") > 0
+        # all of the code is the kernel's, so no line of it stands out
+        assert marked(opened, ".pane .body > div") == 0
         assert kernel["name"] in opened.inner_text(".pane.source")
         assert kernel["name"] in opened.inner_text(".chosen")
         assert opened.url.endswith(f"#p0-k{kernel['index']}")
@@ -160,6 +160,19 @@ class TestLinks:
             return hot.length && hot.every(row => row.dataset.member === member)
                 && document.querySelectorAll("ol.code li.hot").length <= 1;
         }""", arg=member)
+
+    def test_a_click_on_code_selects_one_member(self, opened, kernels):
+        kernel = max(kernels, key=lambda k: len(k["members"]))
+        box(opened, kernel).click()
+        row = opened.locator(".pane.source [data-member]").first
+        row.click()
+        pinned = f".pinned[data-member='{row.get_attribute('data-member')}']"
+        for pane in ("source", "loops"):
+            assert opened.locator(f".pane.{pane} {pinned}").count() > 0
+            assert marked(opened, f".pane.{pane} .body > div") == (
+                opened.locator(f".pane.{pane} {pinned}").count()
+            )
+        assert marked(opened, ".graph .box") == 1
 
     def test_a_click_on_a_wire_leads_to_why_it_is_there(self, opened, report):
         link = report["programs"][0]["links"][0]
@@ -283,8 +296,8 @@ class TestTables:
     def test_the_command_is_copied(self, opened, kernels):
         button = opened.locator(".kernels .copy").first
         button.click()
-        opened.wait_for_function("document.querySelector('.kernels .copy').textContent == 'copied'")
-        assert button.get_attribute("data-copy") == f"tinyc repro {kernels[0]['name']}"
+        assert button.inner_text() == "copied"
+        assert button.get_attribute("data-copy") == f"tinyc repro {kernels[0]['name']} SCRIPT.py"
 
     def test_passes_step(self, opened, report):
         buttons = opened.locator("[data-pass]")

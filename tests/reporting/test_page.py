@@ -12,7 +12,7 @@ from pages import Page, training_report
 
 import tinyc
 from tinyc.diagnostics import TinycError
-from tinyc.reporting import graph, layout, page
+from tinyc.reporting import collect, graph, layout, page
 from tinyc.reporting.charts import Scale
 from tinyc.reporting.difference import difference
 from tinyc.reporting.listing import labelled
@@ -111,7 +111,8 @@ class TestContents:
 
     def test_a_command_for_each_kernel(self, report, parsed):
         commands = [a["data-copy"] for a in parsed.of_class("copy")]
-        assert commands == [f"tinyc repro {k['name']}" for k in report["programs"][0]["kernels"]]
+        names = [k["name"] for k in report["programs"][0]["kernels"]]
+        assert commands == [f"tinyc repro {name} SCRIPT.py" for name in names]
 
     def test_hostile_names_stay_text(self, report):
         hostile = copy.deepcopy(report)
@@ -173,6 +174,30 @@ class TestAssembly:
 
     def test_without_a_disassembler_there_is_none(self):
         assert labelled([]) == []
+
+
+@pytest.mark.slow
+def test_the_page_of_a_small_gpts_training_step_is_small(tmp_path):
+    from tinyc.models import GPT, GPTConfig
+
+    tinyc.manual_seed(0)
+    model = GPT(GPTConfig(64, 65, n_layer=4, n_head=4, n_embd=128, bias=False))
+    optimizer = tinyc.optim.AdamW(model.parameters(), lr=1e-3)
+
+    @tinyc.jit
+    def step(x, y):
+        _, loss = model(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x, y = (tinyc.randint(0, 65, (12, 64)) for _ in range(2))
+    step(x, y)
+    page.write(collect(step, x, y, repeats=1), tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size < 2_000_000
+    found = Page((tmp_path / "r.html").read_text())
+    assert len(found.of_class("box")) == len(step.program.kernels)
 
 
 class TestPacking:

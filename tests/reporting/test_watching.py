@@ -92,6 +92,7 @@ class TestScript:
         assert "arguments --epochs 3 x" in done.stdout
         report = read_page(tmp_path / "r.html")
         assert report["title"] == "s.py --epochs 3 x"
+        assert report["script"] == "s.py --epochs 3 x"
         assert [p["calls"] for p in report["programs"] if "s.py" in p["title"]]
 
     def test_that_fails_is_reported_up_to_there(self, tmp_path):

@@ -227,6 +227,7 @@ def _footer(report: Mapping[str, Any]) -> Safe:
 
 
 def _program(program: Mapping[str, Any], report: Mapping[str, Any], prefix: str) -> Safe:
+    script = report.get("script", "")
     return element(
         "section",
         _headline(program, report),
@@ -234,7 +235,8 @@ def _program(program: Mapping[str, Any], report: Mapping[str, Any], prefix: str)
         _part(prefix, "kernels", "Kernels",
               "In order of launch; a click on a heading sorts, on a row selects.",
               _filter("kernels"),
-              element("div", tables.kernel_table(program, prefix), class_="wide")),
+              element("div", tables.kernel_table(program, prefix, script),
+                      class_="wide")),
         _roofline(program, report, prefix),
         _timeline(program, prefix),
         _memory(program, prefix),
@@ -330,7 +332,7 @@ def _linked(program: Mapping[str, Any], report: Mapping[str, Any], prefix: str) 
         _pane("lines", "Your lines", "time and bytes of each", lines),
         _pane("graph", "Graph", join([graph.phase_key(phases)]), drawing, _graph_tools()),
         *(
-            _pane(name, title, "", element("div", class_="body code", tabindex="0", role="group",
+            _pane(name, title, None, element("div", class_="body code", tabindex="0", role="group",
                                            aria_label=title), class_="script")
             for name, title in (("loops", "Loop tree"), ("source", "C"), ("asm", "Assembly"))
         ),
@@ -429,15 +431,17 @@ def _passes(program: Mapping[str, Any], prefix: str) -> Safe:
         diff = step.get("diff") or ""
         changed = [line for line in diff.splitlines() if line[:3] not in ("+++", "---")]
         added, removed = (sum(line.startswith(s) for line in changed) for s in "+-")
+        change = f"+{added:,} −{removed:,}" if diff else "–"
+        if diff and not diff.startswith("---"):  # another form, so there is nothing to compare
+            change = f"new form, {plural(len(changed), 'line')}"
         button = element("button", step["name"], type="button", data_pass=i)
         rows.append(element(
             "tr", element("th", button, scope="row"),
             element("td", f"{step['ms']:.1f} ms", class_="figure"),
-            element("td", f"+{added:,}", class_="figure"),
-            element("td", f"−{removed:,}", class_="figure"),
+            element("td", change, class_="figure"),
             element("td", f"{len(step.get('firings', ())):,}", class_="figure"),
         ))  # fmt: skip
-    head = [element("th", t) for t in ("pass", "took", "lines in", "lines out", "rules fired")]
+    head = [element("th", t) for t in ("pass", "took", "lines", "rules fired")]
     table = element("table", element("thead", element("tr", *head)), element("tbody", *rows))
     shown = element("div", class_="diff script", tabindex="0", aria_live="polite")
     lead = "From the graph as it was built to the kernels, in order. Arrow keys step."

@@ -51,17 +51,19 @@ COLUMNS = (
     ("GB/s", "memory rate", True),
     ("of roof", "its rate, as a part of what this machine allows at its FLOP for each byte", True),
     ("bound", "what limits it there: memory, compute, or a small kernel's latency", False),
-    ("unfused", "how many kernels do the same when nothing is fused", True),
-    ("their time", "what those take together", True),
-    ("faster", "their time by its time", True),
+    ("unfused", "what the same work takes one operation a kernel, and how many that are", True),
+    ("faster", "that time by its time", True),
     ("", "a stand-alone C file with main, timing and a check", False),
 )  # fmt: skip
 
 
-def kernel_table(program: Mapping[str, Any], prefix: str) -> Safe:
-    """Return the table of kernels with a row of sums below; sorted by the script on click."""
+def kernel_table(program: Mapping[str, Any], prefix: str, script: str) -> Safe:
+    """Return the table of kernels with a row of sums below; sorted by the script on click.
+
+    ``script``, with its arguments, is what the commands for single kernels name.
+    """
     whole = sum(kernel["median_us"] for kernel in program["kernels"]) or 1.0
-    rows = [_kernel_row(kernel, whole, prefix) for kernel in program["kernels"]]
+    rows = [_kernel_row(kernel, whole, prefix, script) for kernel in program["kernels"]]
     head = [
         element("th", element("button", title, type="button", disabled="") if title else "repro",
                 scope="col", title=hint, class_="figure" if figure else None)
@@ -85,11 +87,11 @@ def _bar(part: float, class_: str) -> Safe:
     return element("span", element("i", style=style), class_=f"meter {class_}")
 
 
-def _kernel_row(kernel: Mapping[str, Any], whole: float, prefix: str) -> Safe:
+def _kernel_row(kernel: Mapping[str, Any], whole: float, prefix: str, script: str) -> Safe:
     index = kernel["index"]
     members = ", ".join(member["name"] for member in kernel["members"])
     lines = [place(line) for line in kernel["lines"]]
-    shown = ", ".join(lines[:3]) + (f" +{len(lines) - 3}" if len(lines) > 3 else "")
+    shown = ", ".join(lines[:2]) + (f" +{len(lines) - 2}" if len(lines) > 2 else "")
     us, part = kernel["median_us"], kernel["median_us"] / whole
     spread = element("small", f"{short(kernel['q1_us'])}–{short(kernel['q3_us'])}")
     button = element("button", kernel_label(kernel), type="button", class_="pick")
@@ -108,7 +110,7 @@ def _kernel_row(kernel: Mapping[str, Any], whole: float, prefix: str) -> Safe:
         _figure(kernel["share"], percent(kernel["share"]), None, _bar(kernel["share"], "roof")),
         element("td", kernel["bound"], data_v=kernel["bound"]),
         *_unfused_cells(kernel),
-        element("td", repro(kernel)),
+        element("td", repro(kernel, script)),
         id=f"{prefix}-k{index}", data_k=index, class_=kernel["phase"],
     )  # fmt: skip
 
@@ -116,18 +118,18 @@ def _kernel_row(kernel: Mapping[str, Any], whole: float, prefix: str) -> Safe:
 def _unfused_cells(kernel: Mapping[str, Any]) -> list[Safe]:
     unfused = kernel.get("unfused")
     if not unfused:
-        return [_figure(-1, "–") for _ in range(3)]
+        return [_figure(-1, "–") for _ in range(2)]
     ratio = unfused["us"] / kernel["median_us"] if kernel["median_us"] else 1.0
     return [
-        _figure(unfused["kernels"], str(unfused["kernels"])),
-        _figure(unfused["us"], time(unfused["us"]), size(unfused["bytes"]) + " moved"),
+        _figure(unfused["us"], time(unfused["us"]), size(unfused["bytes"]) + " moved",
+                element("small", plural(unfused["kernels"], "kernel"))),
         _figure(ratio, f"{ratio:.2f}×"),
-    ]
+    ]  # fmt: skip
 
 
-def repro(kernel: Mapping[str, Any]) -> Safe:
+def repro(kernel: Mapping[str, Any], script: str) -> Safe:
     """Return the command that writes the kernel as a program of its own, with a copy button."""
-    command = f"tinyc repro {kernel['name']}"
+    command = f"tinyc repro {kernel['name']} {script or 'SCRIPT.py'}"
     return element("button", "copy", type="button", class_="copy", data_copy=command,
                    title=command)  # fmt: skip
 
@@ -143,7 +145,6 @@ def _sums(program: Mapping[str, Any]) -> Safe:
         *(plural(len(kernels), "kernel"), "", f"{program['calls']:,}", time(us)),
         *("100%", scaled(flops, ""), size(moved), short(flops / max(us, 1e-3) / 1e3)),
         *(short(moved / max(us, 1e-3) / 1e3), "", ""),
-        str(unfused["kernels"]) if unfused else "–",
         time(unfused["us"]) if unfused else "–",
         *(ratio, ""),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,13 +49,18 @@ def check_writable(path: Path) -> None:
         )
 
 
+def script() -> str:
+    """Return the running script with its arguments, as a shell takes them; nothing without one."""
+    return shlex.join(sys.argv) if sys.argv and sys.argv[0].endswith(".py") else ""
+
+
 def _finish(seen: Recording, path: Path, title: str) -> None:
     """Write the page; where an exception is on its way, failing to write only warns."""
     pending = sys.exc_info()[1]
     try:
         if not any(found.executable.program.kernels for found in seen.programs):
             raise TinycError("report: no kernel ran, so there is no report")
-        data = collect(seen, title=title)
+        data = {**collect(seen, title=title), "script": script()}
         page.write(data, path)
     except (TinycError, OSError) as error:
         if pending is None:

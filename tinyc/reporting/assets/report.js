@@ -108,7 +108,7 @@
     ofKernel(index) {
       const kernel = this.program.kernels[index];
       const lines = [...kernel.lines, ...kernel.members.map((m) => m.line)].map(lineKey);
-      return focusOn([index], kernel.members.map((m) => m.name), lines);
+      return { ...focusOn([index], kernel.members.map((m) => m.name), lines), whole: true };
     }
 
     ofMembers(names) {
@@ -125,7 +125,7 @@
 
     holds(element, focus) {
       const { k, member, line, from, to, span, node } = element.dataset;
-      if (member !== undefined) return focus.members.has(member);
+      if (member !== undefined) return !focus.whole && focus.members.has(member);
       if (node !== undefined) {
         const names = this.byNode.get(Number(node));
         return names ? names.some((name) => focus.members.has(name)) : focus.kernels.has(Number(k));
@@ -141,9 +141,12 @@
     }
 
     mark(name, focus) {
-      for (const element of this.linked.concat(this.code)) {
+      for (const element of this.linked) {
         element.classList.toggle(name, Boolean(focus) && this.holds(element, focus));
       }
+      // the code is that of one kernel: marking all of it says nothing
+      const part = focus && !focus.whole;
+      for (const row of this.code) row.classList.toggle(name, Boolean(part) && this.holds(row, focus));
     }
 
     // -- selecting -------------------------------------------------------------------------------
@@ -245,9 +248,12 @@
       this.code = [];
       const hues = new Map(kernel.members.map((m, i) => [m.name, HUES[i % HUES.length]]));
       const owner = new Map((kernel.source_lines || []).filter(([, name]) => name));
+      // a comment names the member; tiles and packed panels are numbered by contraction
+      const contractions = kernel.members.filter((m) => m.name.startsWith("contract"));
+      const ownerOfLoop = (text) => text.split("#").pop().split(/\s+/).find((w) => hues.has(w))
+        ?? contractions[Number(text.match(/^\s*(?:tile|pack)_k\d+_(\d+)\[/)?.[1]) - 1]?.name;
       this.fill("loops", kernel.loops.split("\n").map((text) => ({
-        text, member: text.split("#").pop().split(/\s+/).find((word) => hues.has(word)),
-      })), hues);
+        text, member: ownerOfLoop(text) })), hues);
       const helpers = this.program.helpers.filter(
         (helper) => (kernel.calls_helpers || []).includes(helper.name));
       this.fill("source", [
@@ -261,6 +267,9 @@
         ...helpers.flatMap((helper) => [{ text: "" }, { text: `${helper.name}:` },
           ...(helper.asm || []).map(([text]) => ({ text }))]),
       ], hues);
+      const same = kernel.source.match(/\b(k\d+_\w+)\(void/)?.[1];
+      find(".pane.source h3 small", this.section).textContent = same && same !== kernel.name
+        ? `${same} does the same on other memory: one function for both` : "";
       this.describe(kernel);
       if (this.pinned) this.mark("pinned", this.pinned);
     }
@@ -384,7 +393,7 @@
     inside(kernel, top, width) {
       const group = draw("g", { class: "members" });
       kernel.members.forEach((member, i) => {
-        const text = cut(`${member.name} ${member.text}`, Math.floor((width - 30) / 6));
+        const text = cut(`${member.name} ${member.text}`, Math.floor((width - 30) / 6.8));
         const row = draw("text", { x: 27, y: top + 12 + 16 * i, class: "inside" }, text);
         row.dataset.member = member.name;
         const line = member.line ? `, ${member.line[0].split("/").pop()}:${member.line[1]}` : "";
@@ -573,21 +582,20 @@
       const buttons = all("[data-pass]", this.section);
       buttons.forEach((b, i) => b.closest("tr").classList.toggle("now", i === index));
       const body = find(".diff", this.section);
-      const fired = (step.firings || []).slice(0, 200).map((firing) => {
-        const row = make("div", "fired");
-        const line = firing.line ? ` [${firing.line[0].split("/").pop()}:${firing.line[1]}]` : "";
-        row.append(make("b", "", firing.rule), `: ${firing.before} → ${firing.after}${line}`);
-        return row;
-      });
-      const remarks = (step.remarks || []).slice(0, 200).map((remark) => {
-        const row = make("div", "fired");
-        row.append(make("b", "", `${remark.kind} ${remark.subject}`), `: ${remark.message}`);
-        return row;
-      });
+      const fired = this.folded(step.firings || [], "rules fired", (firing) => firing.rule,
+        (firing) => {
+          const line = firing.line ? ` [${firing.line[0].split("/").pop()}:${firing.line[1]}]` : "";
+          return firing.before ? `${firing.before} → ${firing.after}${line}`
+            : `${firing.kernel}\n${firing.after}`;
+        });
+      const remarks = this.folded(step.remarks || [], "remarks", (remark) => remark.kind,
+        (remark) => `${remark.subject}: ${remark.message}`);
       const lines = (step.diff || "").split("\n");
       if (!fired.length && !remarks.length && lines.join("") === "") lines[0] = "nothing changed";
+      const compared = (step.diff || "").startsWith("---");
       const rows = (some) => some.map((text) => make("div", {
-        "+": "added", "-": "removed", "@": "place" }[step.diff ? text[0] : ""] || "", text));
+        "+": "added", "-": "removed", "@": "place" }[
+        compared && !/^(---|\+\+\+) /.test(text) ? text[0] : ""] || "", text));
       body.replaceChildren(...fired, ...remarks, ...rows(lines.slice(0, LONGEST)));
       if (lines.length > LONGEST) {
         const more = make("button", "", `${lines.length - LONGEST} more lines`);
@@ -595,6 +603,23 @@
         body.append(more);
       }
       body.scrollTop = 0;
+    }
+
+    // A list that opens on demand, with how many there are of each kind.
+    folded(items, title, kind, text) {
+      if (!items.length) return [];
+      const counts = new Map();
+      for (const item of items) counts.set(kind(item), (counts.get(kind(item)) || 0) + 1);
+      const most = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 6);
+      const kinds = most.map(([name, count]) => `${name} ${count}`).join(", ");
+      const all = make("details", "fired");
+      all.append(make("summary", "", `${items.length} ${title}: ${kinds}`));
+      for (const item of items) {
+        const row = make("div");
+        row.append(make("b", "", kind(item)), ` ${text(item)}`);
+        all.append(row);
+      }
+      return [all];
     }
 
     // -- tools -----------------------------------------------------------------------------------
@@ -709,17 +734,13 @@
   // What was copied last says so, until something else is.
   let copied = null;
 
-  async function copy(button) {
-    const text = button.dataset.copy;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const area = make("textarea", "", text);
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
+  function copy(button) {
+    const area = make("textarea", "", button.dataset.copy);
+    document.body.append(area);
+    area.select();
+    // asks nobody for permission, and works for pages from the disk everywhere
+    if (!document.execCommand("copy")) navigator.clipboard?.writeText(area.value);
+    area.remove();
     if (copied) copied.button.textContent = copied.before;
     copied = { button, before: button.textContent };
     button.textContent = "copied";
