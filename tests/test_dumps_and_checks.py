@@ -46,7 +46,7 @@ class TestDump:
         expected = [f"{i:02d}-{p.name}.txt" for i, p in enumerate(pipeline.PLAN, 1 + len(GRAPH))]
         expected += [f"{i:02d}-{name}.ir" for i, name in enumerate(["graph", *GRAPH])]
         meta = json.loads((folder / "meta.json").read_text())
-        expected += [f"kernels/{name}.c" for name in meta["kernels"]]
+        expected += [f"kernels/{label.split()[0]}.c" for label in meta["kernels"]]
         expected += ["README.md", "applied.txt", "fusion.txt", "meta.json", "program.c"]
         assert sorted(files_of(folder)) == sorted([*expected, "remarks.json"])
         assert "tinyc_step" in (folder / "program.c").read_text()
@@ -170,7 +170,7 @@ class TestCheck:
             (result,) = compiler.execute([node], memory)
         np.testing.assert_allclose(result.array.sum(1), 1, rtol=1e-5)
 
-    def test_a_wrong_program_is_found(self, monkeypatch):
+    def test_a_wrong_program_is_found_and_its_graph_kept(self, monkeypatch, tmp_path):
         node, memory = softmax_graph((10, 16))
         executable = compiler.compile_graph([node])
         right = executable.native.run
@@ -181,8 +181,12 @@ class TestCheck:
                 slots[-1].array[3, 5] += 0.01
 
         monkeypatch.setattr(executable, "native", Wrong())
-        with config.configure(check=True), pytest.raises(VerifyError, match=r"at \[3, 5\]"):
+        wanted = pytest.raises(VerifyError, match=r"at \[3, 5\]")
+        with config.configure(check=True, dump=str(tmp_path)), wanted as caught:
             compiler.execute([node], memory)
+        path = Path(re.search(r"graph before it is in (\S+);", str(caught.value))[1])
+        assert path.parent == tmp_path and f"tinyc opt {path} -p all" in path.read_text()
+        assert parse_text(path.read_text())[0].shape == (10, 16)
 
 
 class TestCompare:

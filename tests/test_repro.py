@@ -209,4 +209,4 @@ def test_kernels_are_listed_where_none_matches(tmp_path, capsys):
         compiler.execute(node, executed)
     assert __main__.main(["repro", "nothing", "--from", str(tmp_path)]) == 1
     told = capsys.readouterr().err
-    assert re.search(r"no kernel matches 'nothing' in .*; there are\n  k0_", told)
+    assert re.search(r"no kernel matches 'nothing'; there are\n  k0_", told)

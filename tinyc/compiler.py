@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyc import config
-from tinyc.diagnostics import Origin, Remark, collected, warn_once
+from tinyc.diagnostics import Origin, Remark, VerifyError, collected, warn_once
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tinyc.ir.program import Program, Target
+    from tinyc.pipeline import Compilation
 
 # -- running -------------------------------------------------------------------------------------
 
@@ -163,8 +164,19 @@ class NativeExecutable:
         self.native.run(slots)
         found = [memory[assigned_uid(node)] if buffer is None else buffer.array
                  for node, buffer in zip(self.outputs, outputs)]
-        checking.compare(self.outputs, wanted, found)
+        try:
+            checking.compare(self.outputs, wanted, found)
+        except VerifyError as error:
+            raise VerifyError(f"{error}\n{self.crash(error)}") from None
         return outputs
+
+    def crash(self, error: VerifyError) -> str:
+        """Keep the graph of a program that computed something wrong, and say where."""
+        from tinyc import dumps
+        from tinyc.ir.printer import to_text
+
+        graph, origin = to_text(self.outputs), self.outputs[0].origin
+        return dumps.write_crash(origin, "check", ["all"], graph, host_target(), error)
 
 
 Executable = NumpyExecutable | NativeExecutable
@@ -262,14 +274,16 @@ def make_native(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     native = get_device(device)
     start, loaded = time.perf_counter(), programs_loaded
     with recorder.span("program", "compile"):
-        program, dumped = find_program(outputs, leaves, device)
+        program, done = find_program(outputs, leaves, device)
     middle = time.perf_counter()
     with recorder.span("C compiler", "compile", kernels=len(program.kernels)):
         ready = native.load(program)
     verb = "compiled" if programs_loaded == loaded else "loaded"
-    report(verb, outputs, program, ready.library, middle - start, time.perf_counter() - middle)
+    took = done.groups() if done else {"finding it": middle - start}
+    took["compiler"] = time.perf_counter() - middle
+    report(verb, outputs, program, ready.library, took)
     executable = NativeExecutable(program, ready, device, outputs, leaves)
-    executable.dumped = dumped if config.current().dump_inputs else None
+    executable.dumped = done.dumped if done and config.current().dump_inputs else None
     return executable
 
 
@@ -280,18 +294,17 @@ def make_interpreted(outputs: tuple[Node, ...], leaves: tuple[Node, ...]) -> Nat
 
     global passes_run
     passes_run += 1
-    start = time.perf_counter()
     program, done = pipeline.build_program(outputs, leaves, host_target())
     assert done.plan is not None
-    report("compiled", outputs, program, None, time.perf_counter() - start, 0.0)
+    report("compiled", outputs, program, None, done.groups())
     return NativeExecutable(program, Interpreted(program, done.plan), "interpret", outputs, leaves)
 
 
 def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
-                 device: str) -> tuple[Program, Path | None]:
+                 device: str) -> tuple[Program, Compilation | None]:
     """The program of a graph: from the disk if it is there, else by the passes.
 
-    With it goes the folder of its dump, if one was made.
+    With it goes what is known of the passes that ran, if they did.
     """
     from tinyc import program_cache
 
@@ -310,7 +323,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     program, done = pipeline.build_program(outputs, leaves, target)
     if key:
         program_cache.store(key, program, outputs)
-    return program, done.dumped
+    return program, done
 
 
 def host_target() -> Target:
@@ -325,12 +338,11 @@ def host_target() -> Target:
 
 
 def report(verb: str, outputs: tuple[Node, ...], program: Program, library: Path | None,
-           passes: float, compiling: float) -> None:
+           seconds: Mapping[str, float]) -> None:
     """Print what DEBUG asks for of a program that was made or found."""
     if config.current().debug.level >= 1:
         from tinyc import debugging
 
-        seconds = {"passes": passes, "compiler": compiling}
         debugging.show_program(verb, outputs, program, library, seconds)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import Origin, format_origin, warn_once
-from tinyc.ir.program import CPU, Program, Target
-from tinyc.ir.program_text import count, fusion_texts
+from tinyc.ir.program import CPU, KernelInfo, Program, Target
+from tinyc.ir.program_text import count, fusion_texts, places
 from tinyc.ir.steps import Step
 from tinyc.version import __version__
 
@@ -128,9 +128,14 @@ def metadata(origin: Origin, program: Program, target: Target) -> dict:
         "command": sys.argv,
         "switches": {name: getattr(switches, name) for name in SWITCHES},
         "target": asdict(target),
-        "kernels": [kernel.name for kernel in program.kernels],
+        "kernels": labels(program.kernels),
         "arena_bytes": program.arena_size,
     }
+
+
+def labels(kernels: Sequence[KernelInfo]) -> list[str]:
+    """Return the names of kernels, each with the lines that it comes from."""
+    return [f"{kernel.name} {places(kernel.origins, 99)}" for kernel in kernels]
 
 
 def write_inputs(home: Path, arrays: Sequence[np.ndarray]) -> None:
@@ -189,7 +194,7 @@ def write_crash(origin: Origin, failed: str, passes: Sequence[str], graph: str, 
         path = home / name
         command = repeat(path, passes, target)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        head = [f"tinyc {__version__}: pass {failed} failed on {format_origin(origin)}", what,
+        head = [f"tinyc {__version__}: {failed} failed on {format_origin(origin)}", what,
                 f"repeat it: {command}"]  # fmt: skip
         path.write_text("".join(f"# {line}\n" for line in head) + graph, encoding="utf-8")
     except OSError as problem:

@@ -129,6 +129,7 @@ class Compilation:
     keeps_texts: bool = False
     shows: bool = False
     dumped: Path | None = None
+    source_seconds: float = 0.0
     graph: tuple[Node, ...] = ()
     plan: Plan | None = None
     names: dict[Node, str] = field(default_factory=dict)
@@ -140,6 +141,14 @@ class Compilation:
             self.names = number(self.outputs)
             text = to_text(self.outputs, self.names)
             self.steps.append(Step("graph", "graph", blocks={"": text}))
+
+    def groups(self) -> dict[str, float]:
+        """Return the seconds that groups of passes took, and the making of source text."""
+        graph = {p.name for p in GRAPH}
+        found = {"graph": 0.0, "plan": 0.0}
+        for step in self.steps:
+            found["graph" if step.name in graph else "plan"] += step.seconds
+        return {**found, "source": self.source_seconds}
 
 
 def run_passes(outputs: tuple[Node, ...], leaves: tuple[Node, ...], target: Target,
@@ -225,6 +234,7 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
     done = run_passes(tuple(outputs), tuple(leaves), target, again)
     plan = done.plan
     assert plan is not None
+    start = time.perf_counter()
     source = c.program(plan.kernels, plan.slots, config.current().lines)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     phase = phases(done.graph)
@@ -236,6 +246,7 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
                       source.scratch_size, infos, tuple(plan.sites),
                       tuple(r.to_dict() for r in plan.remarks), source.parts,
                       storage_infos(plan, phase))
+    done.source_seconds = time.perf_counter() - start
     folder = config.current().dump
     if folder and not again:
         done.dumped = dumps.write(folder, outputs[0].origin, done.steps, program, target)

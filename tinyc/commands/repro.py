@@ -70,21 +70,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def matching(pattern: re.Pattern[str], kernels: Sequence[KernelInfo]) -> list[int]:
+def matching(pattern: re.Pattern[str], labels: Sequence[str]) -> list[int]:
     """Return the numbers of the kernels of that name, or else whose name and lines it finds."""
-    labels = [f"{kernel.name} {places(kernel.origins, 99)}" for kernel in kernels]
-    exact = [i for i, kernel in enumerate(kernels) if kernel.name == pattern.pattern]
+    exact = [i for i, label in enumerate(labels) if label.split(" ")[0] == pattern.pattern]
     return exact or [i for i, label in enumerate(labels) if pattern.search(label)]
 
 
-def the_one(pattern: re.Pattern[str], kernels: Sequence[KernelInfo]) -> int:
+def the_one(pattern: re.Pattern[str], labels: Sequence[str]) -> int:
     """Return the number of the kernel that is meant; ValueError names them if it is not one."""
-    found = matching(pattern, kernels)
+    found = matching(pattern, labels)
     if len(found) == 1:
         return found[0]
-    some = [kernels[i] for i in found] or kernels
+    some = [labels[i] for i in found] or labels
     what = "several kernels match" if found else "no kernel matches"
-    names = "".join(f"\n  {kernel.name} {places(kernel.origins)}" for kernel in some)
+    names = "".join(f"\n  {label}" for label in some) or " none"
     raise ValueError(f"{what} {pattern.pattern!r}; there are{names}")
 
 
@@ -94,13 +93,13 @@ def the_one(pattern: re.Pattern[str], kernels: Sequence[KernelInfo]) -> int:
 def from_script(script: str, arguments: Sequence[str], pattern: re.Pattern[str]) -> Case:
     """Run a script until it is about to run a program with a matching kernel."""
     found: list[tuple[NativeExecutable, list[np.ndarray]]] = []
-    seen: dict[str, KernelInfo] = {}
+    seen: dict[str, None] = {}
 
     def look(executable: compiler.Executable, buffers: Sequence[Buffer]) -> None:
         if isinstance(executable, NativeExecutable):
-            kernels = executable.program.kernels
-            seen.update((kernel.name, kernel) for kernel in kernels)
-            if matching(pattern, kernels):
+            labels = dumps.labels(executable.program.kernels)
+            seen.update(dict.fromkeys(labels))
+            if matching(pattern, labels):
                 found.append((executable, [np.array(b.array) for b in buffers]))
                 raise _Found
 
@@ -114,7 +113,7 @@ def from_script(script: str, arguments: Sequence[str], pattern: re.Pattern[str])
         place = format_origin(executable.outputs[0].origin)
         given = f"recorded when {script} ran it first"
         return Case(executable.outputs, compiler.host_target(), arrays, place, given)
-    the_one(pattern, list(seen.values()))
+    the_one(pattern, list(seen))
     raise AssertionError("a kernel that was seen was not found")
 
 
@@ -125,7 +124,7 @@ def from_dump(folder: Path, pattern: re.Pattern[str]) -> Case:
         raise ValueError(f"{folder}: no dump there; TINYC_DUMP={folder} makes one")
     metas = [json.loads((home / dumps.META).read_text(encoding="utf-8")) for home in homes]
     for home, meta in zip(homes, metas):
-        if not any(pattern.search(name) for name in meta["kernels"]):
+        if not matching(pattern, meta["kernels"]):
             continue
         path = home / dumps.GRAPH
         outputs = parse_text(path.read_text(encoding="utf-8"), str(path))
@@ -138,8 +137,8 @@ def from_dump(folder: Path, pattern: re.Pattern[str]) -> Case:
             return Case(outputs, target, made_up(leaves), meta["program"], given)
         arrays = [kept[f"in{i}"] for i in range(len(leaves))]
         return Case(outputs, target, arrays, meta["program"], given)
-    names = "".join(f"\n  {name}" for meta in metas for name in meta["kernels"])
-    raise ValueError(f"no kernel matches {pattern.pattern!r} in {folder}; there are{names}")
+    the_one(pattern, [label for meta in metas for label in meta["kernels"]])
+    raise AssertionError("a kernel that is there was not found")
 
 
 def made_up(leaves: Sequence[Node]) -> list[np.ndarray]:
@@ -193,7 +192,7 @@ def reproduce(case: Case, pattern: re.Pattern[str], output: str | None) -> str:
     program, done = pipeline.build_program(case.outputs, leaves, case.target, again=True)
     plan = done.plan
     assert plan is not None
-    number = the_one(pattern, program.kernels)
+    number = the_one(pattern, dumps.labels(program.kernels))
     kernel, info = plan.kernels[number], program.kernels[number]
     memory = Memory(case, plan, program)
     memory.run(plan.kernels[:number], program.kernels[:number])
