@@ -15,6 +15,7 @@ from tinyc.ir.dtype import DType
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.node import Node, node, toposort, with_sources
 from tinyc.ir.ops import Op
+from tinyc.runtime import recorder
 from tinyc.runtime.buffer import Buffer
 from tinyc.state import (
     GRAD,
@@ -74,7 +75,8 @@ def realize(handles: Iterable[Handle] = ()) -> None:
         for handle in handles:
             _add_unknown(roots, handle._root)
         if roots or pending:
-            run(_with_others(roots))
+            with recorder.span("realize", "python"):
+                run(_with_others(roots))
 
 
 def _with_others(roots: dict[int, Handle]) -> list[Handle]:

@@ -145,6 +145,13 @@ class TestMemory:
         assert sizes == sorted(sizes, reverse=True)
         assert max(peak["live"]) == peak["live"][peak["kernel"]] <= peak["arena"]
 
+    def test_what_was_planned_is_what_is_there(self, program):
+        peak = program["peak"]
+        if peak["measured"] is None:
+            pytest.skip("this system does not tell which pages are there")
+        assert peak["measured"] == pytest.approx(peak["planned"], rel=0.05)
+        assert peak["bytes"] == pytest.approx(peak["planned"], rel=0.05)
+
     def test_storages_that_live_at_once_lie_apart(self, program):
         arena = [s for s in program["storages"] if s["offset"] is not None]
         assert arena

@@ -83,6 +83,13 @@ class TestTable:
         assert len(p.runs) == 1
         assert recorder.active is None
 
+    def test_a_run_that_ends_early_is_not_counted(self):
+        table, index = Tensor(np.ones((4, 3), np.float32)), Tensor(np.array([1, 9]))
+        with tinyc.profile() as p, pytest.raises(IndexError):
+            table[index].sum().numpy()
+        assert p.runs == []
+        assert str(p) == "no compiled program ran"
+
     def test_what_is_not_captured_is_recorded_too(self):
         x = Tensor(np.ones((5, 3), np.float32))
         with tinyc.profile() as p:

@@ -12,6 +12,7 @@ from tinyc import config
 from tinyc.diagnostics import Remark, caller_origin, emit
 from tinyc.ir.node import BACKWARD, OPTIMIZER, marking
 from tinyc.optim.arena import Run, Segment, arrange, runs, state_tensor
+from tinyc.runtime import recorder
 from tinyc.tensor import Tensor, no_grad
 
 
@@ -189,7 +190,8 @@ class Optimizer:
                 f"{type(self).__name__}.step: no parameter has a gradient; call loss.backward() "
                 "after zero_grad() and before step()"
             )
-        with no_grad(), marking(OPTIMIZER):
+        name = f"{type(self).__name__}.step"
+        with recorder.span(name, "python"), no_grad(), marking(OPTIMIZER):
             changed = [tensor for group in self.param_groups for tensor in self._step(group)]
         Tensor.commit(changed)
 

@@ -13,7 +13,14 @@ from tinyc.ir.program import Program
 from tinyc.reporting import facts
 from tinyc.reporting.assembly import kernel_code
 from tinyc.reporting.machine import Machine, machine
-from tinyc.reporting.measure import REPEATS, Times, beside, run_in_turns, unfused_twin
+from tinyc.reporting.measure import (
+    REPEATS,
+    Times,
+    beside,
+    measured_memory,
+    run_in_turns,
+    unfused_twin,
+)
 from tinyc.reporting.recording import Recorded, Recording, record_call
 from tinyc.reporting.timeline import shares
 from tinyc.runtime.recorder import Run
@@ -63,6 +70,7 @@ def program(
     executable = recorded.executable
     built = facts.rebuild(executable)
     others = [unfused_twin(executable)] if unfused and config.current().fuse else []
+    measured = measured_memory(executable, recorded.buffers)
     times = run_in_turns([executable, *others], recorded.buffers, repeats)
     graph, edges = facts.nodes(built)
     storages = facts.storages(built.program, recorded.buffers)
@@ -85,7 +93,7 @@ def program(
         "helpers": helpers,
         "links": facts.links(built),
         "storages": storages,
-        "peak": facts.peak(built.program, storages),
+        "peak": {**facts.peak(built.program, storages), "measured": measured},
         "timeline": timeline(times[0].typical()),
         "passes": facts.passes(built),
     }

@@ -241,6 +241,7 @@ def peak(program: Program, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "bytes": sum(part["bytes"] for part in parts),
         "kernel": kernel,
         "arena": program.arena_size,
+        "planned": program.footprint(1),
         "live": live,
         "contributors": sorted(parts, key=lambda part: -part["bytes"]),
     }

@@ -71,6 +71,14 @@ def run_in_turns(
     return [Times(way.program, tuple(found)) for way, found in zip(executables, runs)]
 
 
+def measured_memory(executable: NativeExecutable, buffers: Sequence[Buffer]) -> int | None:
+    """Run once; return the bytes of a program's memory that were really there then, if known."""
+    recorder = Recorder()
+    with recording(recorder):
+        executable.run(buffers)
+    return recorder.resident.get(id(executable.program))
+
+
 def beside(fused: Program, unfused: Program) -> list[list[int]]:
     """Return, for each fused kernel, the unfused kernels that do its work."""
     home: dict[int, int] = {}

@@ -29,7 +29,10 @@ CATEGORIES = ("parameter", "gradient", "optimizer", "input", "activation", "part
 
 @dataclass(frozen=True)
 class KernelTotal:
-    """All runs of one kernel; times are microseconds."""
+    """All runs of one kernel; times are microseconds.
+
+    Quartiles are those of runs whose memory was there already, if there were any.
+    """
 
     kernel: KernelInfo
     program: str
@@ -105,15 +108,15 @@ class Profile(AbstractContextManager["Profile"]):
     def kernels(self) -> list[KernelTotal]:
         """The kernels that ran, those that took longest first."""
         titles = self._titles()
-        samples: dict[int, list[np.ndarray]] = {}
-        programs: dict[int, Program] = {}
+        runs: dict[int, list[Run]] = {}
         for run in self.runs:
-            programs[id(run.program)] = run.program
-            samples.setdefault(id(run.program), []).append(np.diff(run.times))
+            runs.setdefault(id(run.program), []).append(run)
         found = []
-        for key, program in programs.items():
-            times = np.array(samples[key]) / 1e3
-            quartiles = np.percentile(times, (25, 50, 75), axis=0)
+        for key, program in ((key, self.recorder.programs[key]) for key in runs):
+            settled = [run for run in runs[key] if run.settled] or runs[key]
+            times = np.array([np.diff(run.times) for run in runs[key]]) / 1e3
+            typical = np.array([np.diff(run.times) for run in settled]) / 1e3
+            quartiles = np.percentile(typical, (25, 50, 75), axis=0)
             for index, kernel in enumerate(program.kernels):
                 q1, median, q3 = quartiles[:, index].tolist()
                 total = float(times[:, index].sum())
@@ -279,7 +282,7 @@ def profile() -> Profile:
     category; ``p.save("trace.json")`` writes a trace for Perfetto, with what was captured and
     compiled; ``p.kernels``, ``p.memory()`` and ``p.to_dict()`` give it as data. Within the block
     ``with p.span("name")`` shows a stretch of Python in the trace. FLOP and bytes are counted on
-    the loops. Programs run as they do without it, but for the first run of each, which starts on
-    empty pages so that its memory can be measured.
+    the loops. Programs run as they do without it, but for the first two runs of each: these start
+    on empty pages, so that memory can be measured, and are left out of medians.
     """
     return Profile()

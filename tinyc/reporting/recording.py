@@ -28,7 +28,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.programs: list[Recorded] = []
-        self.recorder = Recorder()
+        self.recorder = Recorder(memory=False)
         self._known: dict[int, Recorded] = {}
 
     def note(self, executable: Executable, buffers: Sequence[Buffer]) -> None:

@@ -246,8 +246,9 @@ class CpuExecutable:
             sizes = [storage.nbytes for storage in program.storages]
             given = [(address or 0, size) for address, size in zip(slots, sizes)]
             active.resident[id(program)] = footprint.resident([*own, *given])
-            footprint.allow_huge(own)
-        active.add_run(program, times, rows)
+            footprint.recover(own)
+        if not device.status[0]:  # else it has ended early
+            active.add_run(program, times, rows)
         return ran
 
     def _timed(self, slots: ctypes.Array, times: np.ndarray) -> int:

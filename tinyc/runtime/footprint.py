@@ -11,6 +11,8 @@ import mmap
 import sys
 from collections.abc import Iterable
 
+from tinyc.runtime.buffer import LARGE
+
 # (address, bytes)
 Range = tuple[int, int]
 PAGE = mmap.PAGESIZE
@@ -34,17 +36,20 @@ def _advise(range_: Range, advice: int) -> None:
 def forget(ranges: Iterable[Range]) -> None:
     """Give pages back, so that only those that are touched from now on are there.
 
-    What they hold is lost. Huge pages are switched off, which would be there whole.
+    What they hold is lost. Huge pages, which would be there whole, are off until `recover`.
     """
     for range_ in ranges:
-        _advise(range_, NO_HUGE)
+        if range_[1] >= LARGE:
+            _advise(range_, NO_HUGE)
         _advise(range_, DONT_NEED)
 
 
-def allow_huge(ranges: Iterable[Range]) -> None:
-    """Let the system use huge pages again."""
+def recover(ranges: Iterable[Range]) -> None:
+    """Give pages back once more, so that huge ones may take the place of small ones."""
     for range_ in ranges:
-        _advise(range_, HUGE)
+        if range_[1] >= LARGE:
+            _advise(range_, HUGE)
+            _advise(range_, DONT_NEED)
 
 
 def resident(ranges: Iterable[Range]) -> int | None:

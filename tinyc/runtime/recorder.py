@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ class Run:
 
     `times`, i64[kernels + 1], are the start and then the end of each kernel; `shares`,
     i64[n, 4], what threads did of parallel loops: thread, start, end, chunks. `live` are the
-    bytes of tensors that were alive, by category.
+    bytes of tensors that were alive, by category. A run that is not `settled` began without its
+    pages in memory, since the program's memory was measured then or the run before.
     """
 
     program: Program
@@ -34,6 +35,7 @@ class Run:
     times: np.ndarray
     shares: np.ndarray
     live: Mapping[str, int]
+    settled: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,20 @@ class Recorder:
         # bytes that were really there after the first run of each program; None: not known
         self.resident: dict[int, int | None] = {}
         self.programs: dict[int, Program] = {}
+        self._counts: dict[int, int] = {}
 
     def is_first(self, program: Program) -> bool:
-        """Tell whether a program has not run before in this recording, which measures memory."""
-        if not self.memory or id(program) in self.programs:
-            return False
+        """Tell whether a program runs for the first time, where memory is to be measured."""
+        known = id(program) in self.programs
         self.programs[id(program)] = program
-        return True
+        return self.memory and not known
 
     def add_run(self, program: Program, times: np.ndarray, shares: np.ndarray) -> None:
         """Book a run that has ended."""
         thread = threading.get_native_id()
-        self.runs.append(Run(program, thread, times, shares, ALLOCATOR.categories))
+        count = self._counts[id(program)] = self._counts.get(id(program), 0) + 1
+        settled = not self.memory or count > 2
+        self.runs.append(Run(program, thread, times, shares, ALLOCATOR.categories, settled))
 
 
 active: Recorder | None = None
@@ -86,17 +90,26 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
         active = before
 
 
-@contextmanager
-def span(name: str, category: str, **arguments: Any) -> Iterator[None]:
+class _Open:
+    """A span that has begun, and is recorded when its block ends."""
+
+    def __init__(self, recorder: Recorder, name: str, category: str, **arguments: Any) -> None:
+        self.recorder = recorder
+        self.what = (name, category, threading.get_native_id())
+        self.arguments = arguments
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic_ns()
+
+    def __exit__(self, *exception: object) -> None:
+        end = time.monotonic_ns()
+        self.recorder.spans.append(Span(*self.what, self.start, end, self.arguments))
+
+
+_NOTHING = nullcontext()
+
+
+def span(name: str, category: str, **arguments: Any) -> AbstractContextManager[None]:
     """Record how long a block takes, where somebody records."""
     recorder = active
-    if recorder is None:
-        yield
-        return
-    start = time.monotonic_ns()
-    try:
-        yield
-    finally:
-        thread = threading.get_native_id()
-        end = time.monotonic_ns()
-        recorder.spans.append(Span(name, category, thread, start, end, arguments))
+    return _NOTHING if recorder is None else _Open(recorder, name, category, **arguments)

@@ -13,6 +13,7 @@ from tinyc.ir import build as b
 from tinyc.ir.node import Node
 from tinyc.ir.ops import Op, fail
 from tinyc.realization import stale
+from tinyc.runtime import recorder
 from tinyc.state import CUT, GRAD, PLAIN, Handle
 from tinyc.tensor.modes import enable_grad, recording
 
@@ -52,7 +53,8 @@ def backward(
     targets = list(inputs) if inputs is not None else _targets(reached, slots)
     if not targets:
         _explain_nothing(loss, slots)
-    found = autograd.vjp([loss.node], [cotangent], [target.node for target in targets])
+    with recorder.span("backward", "python"):
+        found = autograd.vjp([loss.node], [cotangent], [target.node for target in targets])
     mode = GRAD if create_graph and recording.on else CUT
     made = [
         _accumulate(target, node, mode) for target, node in zip(targets, found) if node is not None
