@@ -213,11 +213,11 @@ def test_an_update_joins_readers_of_the_same_element() -> None:
 
 
 def test_a_stage_is_short_as_text_whatever_lies_behind_it() -> None:
-    """A KeyError of one is printed by repr, which doubled with each stage that is read twice."""
+    """A KeyError of one is printed by repr, which doubled where two stages read one."""
     (x,), _ = buffers(floats(64, 50))
     y = x
     for _ in range(12):
-        y = b.materialize(b.mul(b.exp(y), b.tanh(y)))
+        y = b.mul(b.materialize(b.exp(y)), b.materialize(b.tanh(y)))
     assert len(repr(plan_of([y]).stages[-1])) < 10_000
 
 
