@@ -234,6 +234,46 @@ def test_defaults_are_pytorch_s(made, expected):
         assert parameters[name].default == value, name
 
 
+SIGNATURES = {
+    "nn": ("LayerNorm", "RMSNorm", "Embedding", "GELU", "SiLU", "Dropout", "MultiheadAttention",
+           "TransformerEncoderLayer", "TransformerEncoder", "TransformerDecoderLayer",
+           "TransformerDecoder"),
+    "nn.utils": ("clip_grad_norm_", "clip_grad_value_", "parameters_to_vector",
+                 "vector_to_parameters"),
+    "optim.lr_scheduler": ("LRScheduler", "LambdaLR", "StepLR", "LinearLR", "CosineAnnealingLR",
+                           "SequentialLR", "OneCycleLR"),
+}  # fmt: skip
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("home", "name"), [(home, name) for home, names in SIGNATURES.items() for name in names]
+)
+def test_signatures_are_pytorch_s(home, name):
+    """All our arguments are theirs, in their order and with their defaults."""
+    torch = pytest.importorskip("torch")
+
+    def arguments(owner: Any) -> dict[str, inspect.Parameter]:
+        for part in home.split("."):
+            owner = getattr(owner, part)
+        made = getattr(owner, name)
+        found = dict(inspect.signature(made).parameters)
+        if inspect.isclass(made) and issubclass(made, (nn.Module, torch.nn.Module)):
+            call = inspect.signature(made.forward).parameters
+            found.update({f"forward {key}": value for key, value in call.items()})
+        return found
+
+    mine, theirs = arguments(tinyc), arguments(torch)
+    named = [key for key in theirs if key in mine]
+    assert [key for key in mine if key in theirs] == named
+    assert set(mine) <= set(theirs)
+    for key in named:
+        if callable(theirs[key].default) and theirs[key].default is not inspect.Parameter.empty:
+            assert mine[key].default.__name__ == theirs[key].default.__name__
+        else:
+            assert mine[key].default == theirs[key].default, key
+
+
 def test_state_dict_keys_are_pytorch_s():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
     keys = ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"]

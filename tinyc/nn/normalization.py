@@ -175,9 +175,9 @@ class RMSNorm(Module):
         self.elementwise_affine = elementwise_affine
         self.weight = Parameter(_ones(self.normalized_shape)) if elementwise_affine else None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, of the same shape."""
-        return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         """Return the arguments, as PyTorch has it."""
