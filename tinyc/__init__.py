@@ -15,10 +15,10 @@ from tinyc.version import __version__
 
 if TYPE_CHECKING:
     from tinyc import config, data, diagnostics, functional, models, nn, optim, random
-    from tinyc.capture import jit
+    from tinyc.capture import fuse, jit
     from tinyc.codegen.watch import on_store
     from tinyc.config import configure, debug
-    from tinyc.diagnostics import TinycError
+    from tinyc.diagnostics import FusionError, TinycError
     from tinyc.ir.dtype import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
     from tinyc.nn.serialization import load, save
     from tinyc.random import Generator, get_rng_state, manual_seed, set_rng_state
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DType",
+    "FusionError",
     "Generator",
     "Size",
     "Tensor",
@@ -57,6 +58,7 @@ __all__ = [
     "argmin",
     "bernoulli",
     "bool_",
+    "boundary",
     "cat",
     "clamp",
     "clip",
@@ -88,6 +90,7 @@ __all__ = [
     "full",
     "full_like",
     "functional",
+    "fuse",
     "gather",
     "get_rng_state",
     "grad",
@@ -179,10 +182,10 @@ _MODULES = ("config", "data", "diagnostics", "functional", "models", "nn", "opti
 
 # Where the public names are defined.
 _HOMES = {
-    "capture": ("jit",),
+    "capture": ("fuse", "jit"),
     "codegen.watch": ("on_store",),
     "config": ("configure", "debug"),
-    "diagnostics": ("TinycError",),
+    "diagnostics": ("FusionError", "TinycError"),
     "nn.serialization": ("load", "save"),
     "ir.dtype": (
         *("DType", "bool_", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"),
@@ -216,8 +219,9 @@ _OF_TENSOR = (
     *("arange", "bernoulli", "cat", "einsum", "empty", "empty_like", "eye", "full", "full_like"),
     *("linspace", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like"),
     *("randperm", "stack", "zeros", "zeros_like"),
-    *("abs", "allclose", "amax", "amin", "argmax", "argmin", "clamp", "clip", "cos", "equal"),
-    *("erf", "exp", "flatten", "flip", "floor", "gather", "isfinite", "isinf", "isnan", "log"),
+    *("abs", "allclose", "amax", "amin", "argmax", "argmin", "boundary", "clamp", "clip"),
+    *("cos", "equal", "erf", "exp", "flatten", "flip", "floor", "gather"),
+    *("isfinite", "isinf", "isnan", "log"),
     *("log1p", "log_softmax", "logsumexp", "matmul", "mean", "outer", "permute", "pow"),
     *("relu", "reshape", "roll", "rsqrt", "sigmoid", "sign", "sin", "softmax", "split", "sqrt"),
     *("square", "squeeze", "std", "tanh", "transpose", "tril", "triu", "unsqueeze", "var"),

@@ -64,6 +64,20 @@ class ScheduleError(TinycError, ValueError):
         self.reason = reason
 
 
+class FusionError(TinycError, ValueError):
+    """What `tinyc.fuse` asks for can't be one kernel.
+
+    `reasons` are the refusals, as remarks with rule, numbers and remedy, and `kernels` the members
+    of each kernel that it would take.
+    """
+
+    def __init__(self, message: str, reasons: tuple[Remark, ...] = (),
+                 kernels: tuple[tuple[str, ...], ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+        self.kernels = kernels
+
+
 class CompileError(TinycError, RuntimeError):
     """The compiler refused generated source, which is kept for reading."""
 

@@ -35,6 +35,7 @@ from tinyc.runtime import recorder
 from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.block import block_rows
 from tinyc.schedule.fuse import fuse
+from tinyc.schedule.hints import require_hints, take_hints
 from tinyc.schedule.memory import memory_text, plan_memory
 from tinyc.schedule.recompute import recompute
 from tinyc.schedule.stage import build_stages
@@ -52,6 +53,12 @@ class Pass:
     run: Callable[[Any, Target], Any]
 
 
+def make_stages(plan: Plan, target: Target) -> None:
+    """Decide what is stored; hints leave the graph."""
+    take_hints(plan)
+    build_stages(plan, config.current().fuse)
+
+
 def fuse_stages(plan: Plan, target: Target) -> None:
     """Place the stages in loop trees; every refusal is a remark."""
     plan.remarks += fuse(plan, target, config.current().fuse)
@@ -65,6 +72,8 @@ def block_stages(plan: Plan, target: Target) -> None:
 def recompute_stages(plan: Plan, target: Target) -> None:
     """Place the stages again, with cheap values computed where they are needed."""
     place_anew(plan, target, recompute(plan) if config.current().fuse else [])
+    if config.current().fuse:
+        require_hints(plan)
 
 
 def place_anew(plan: Plan, target: Target, changes: list[Remark]) -> None:
@@ -95,7 +104,7 @@ GRAPH = (
     # The backward pass asks values that are stored anyway.
 )
 PLAN = (
-    Pass("stage", lambda plan, target: build_stages(plan, config.current().fuse)),
+    Pass("stage", make_stages),
     # Views are gone: every stored value is loops over one expression of reads.
     Pass("fuse", fuse_stages),
     # Every stage has its place in a loop tree; one tree is one kernel.
@@ -194,6 +203,7 @@ def apply(done: Compilation, p: Pass) -> None:
     try:
         if done.plan is not None:
             p.run(done.plan, done.target)
+            done.graph = done.plan.outputs
             return
         after = p.run(done.graph, done.target)
         if config.current().check:

@@ -69,6 +69,8 @@ GRAPHS: dict[Op, Callable[..., Node]] = {
     Op.ASSIGN: lambda x, y, *_: b.assign(x, b.exp(y), (0, 0), (3, 4), (1, 1)),
     Op.COPY: lambda x, *_: node(Op.COPY, (b.exp(x),), ("cpu",)),
     Op.MATERIALIZE: lambda x, *_: b.exp(b.materialize(b.exp(x))),
+    Op.BOUNDARY: lambda x, *_: b.exp(b.boundary(b.exp(x))),
+    Op.TOGETHER: lambda x, y, *_: b.sub(*b.together([b.exp(x), b.mul(x, y)], [x, y])),
     Op.DETACH: lambda x, *_: b.exp(b.detach(x)),
     Op.BUFFER: lambda x, *_: b.neg(x),
 }

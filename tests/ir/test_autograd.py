@@ -122,6 +122,11 @@ SMOOTH = {
     ],
     Op.COPY: [(lambda x: b.copy(b.exp(x), "numpy"), [(3,)])],
     Op.MATERIALIZE: [(lambda x: b.mul(b.materialize(b.exp(x)), x), [(3,)])],
+    Op.BOUNDARY: [(lambda x: b.mul(b.boundary(b.exp(x)), x), [(3,)])],
+    Op.TOGETHER: [
+        (lambda x: b.mul(*b.together([b.exp(x), b.mul(x, x)], [x])), [(3,)]),
+        (lambda x: b.together([b.exp(x), x], [x])[1], [(3,)]),
+    ],
 }
 CASES = [(op, *case) for op, cases in SMOOTH.items() for case in cases]
 LINEAR = (

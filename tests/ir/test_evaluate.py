@@ -394,8 +394,9 @@ def test_assign_gives_a_new_array():
 
 def test_markers_do_nothing():
     x = np.arange(3.0)
-    for fn in (B.detach, B.materialize, lambda v: B.copy(v, "cuda:0")):
+    for fn in (B.detach, B.materialize, B.boundary, lambda v: B.copy(v, "cuda:0")):
         same(apply(fn, x), x)
+    same(apply(lambda v: B.together([B.neg(v), B.exp(v)], [v])[1], x), np.exp(x))
 
 
 def test_every_op_was_evaluated():

@@ -60,7 +60,7 @@ def test_lines_of_the_user_come_back():
 def test_each_op_with_attributes_has_a_row():
     plain = {op for op, spec in OPS.items() if spec.family == "elementwise"}
     plain -= {Op.CAST, Op.BITCAST}
-    assert set(parser._ATTRIBUTES) | plain | {Op.MATERIALIZE, Op.DETACH} == set(Op)
+    assert set(parser._ATTRIBUTES) | plain | {Op.MATERIALIZE, Op.BOUNDARY, Op.DETACH} == set(Op)
 
 
 @pytest.mark.parametrize(

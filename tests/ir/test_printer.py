@@ -29,6 +29,7 @@ def every_op():
         b.where(b.or_(flags, b.and_(flags, b.invert(flags))), X, 0.0),
         b.permute(b.reshape(X, (4, 3)), (1, 0)),
         b.assign(assigned, b.materialize(b.detach(b.mul(X, X)))),
+        *b.together([b.boundary(b.exp(X))], [X]),
         b.copy(b.cast(b.bitcast(X, DTYPES["i32"]), u8), "numpy"),
         b.add(b.iota(7), b.var("n", 0, 9)),
         b.shl(K, b.shr(b.xor(K, 3), b.mod(b.idiv(K, 2), 5))),

@@ -227,6 +227,8 @@ CASES = [
     ("reduce_of_reduce", view(Op.REDUCE, view(Op.REDUCE, N, "sum", (1,)), "sum", (0,)),
      view(Op.REDUCE, view(Op.REDUCE, N, "sum", (1,)), "max", (0,))),
     ("detach_done", view(Op.DETACH, X), view(Op.MATERIALIZE, X)),
+    ("boundary_of_memory", view(Op.BOUNDARY, X),
+     view(Op.BOUNDARY, raw(Op.EXP, [X]))),
     ("materialize_twice", view(Op.MATERIALIZE, view(Op.MATERIALIZE, X)), view(Op.MATERIALIZE, X)),
 ]  # fmt: skip
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tinyc.capture.jitted import Jitted, jit
+from tinyc.capture.together import fuse
 
-__all__ = ["Jitted", "jit"]
+__all__ = ["Jitted", "fuse", "jit"]

@@ -317,5 +317,7 @@ VJP: dict[Op, Row | NotDifferentiable] = {
     Op.ASSIGN: _assign,
     Op.COPY: _copy,
     Op.MATERIALIZE: _add,
+    Op.BOUNDARY: lambda n, g, i: b.boundary(g),
+    Op.TOGETHER: lambda n, g, i: g if i == 0 else None,
     Op.DETACH: NotDifferentiable("detach stops gradients"),
 }

@@ -606,6 +606,17 @@ def materialize(x: Node) -> Node:
     return x if x.op in (Op.MATERIALIZE, Op.BUFFER) else node(Op.MATERIALIZE, (x,))
 
 
+def boundary(x: Node) -> Node:
+    """x, complete before a kernel that reads it begins: nothing is fused across."""
+    return x if x.op is Op.BOUNDARY else node(Op.BOUNDARY, (x,))
+
+
+def together(results: Sequence[Node], arguments: Sequence[Node]) -> tuple[Node, ...]:
+    """The results, with the wish that all that leads from the arguments to them is one kernel."""
+    sources = (*results, *arguments)
+    return tuple(node(Op.TOGETHER, (x, *sources), (len(results),)) for x in results)
+
+
 def detach(x: Node) -> Node:
     """x with no gradient."""
     return x if x.op is Op.DETACH else node(Op.DETACH, (x,))

@@ -377,5 +377,7 @@ EVAL: dict[Op, Row] = {
     Op.ASSIGN: _assign,
     Op.COPY: _same,
     Op.MATERIALIZE: _same,
+    Op.BOUNDARY: _same,
+    Op.TOGETHER: lambda n, x, *others: x,
     Op.DETACH: _same,
 }

@@ -243,7 +243,7 @@ def canonical_key(outputs: Sequence[Node]) -> tuple[Hashable, list[Node]]:
                 leaves.append(n)
             else:
                 emit(n.attrs)
-        if n.op is Op.CAT:  # the only op whose number of sources varies
+        if n.op is Op.CAT or n.op is Op.TOGETHER:  # whose number of sources varies
             emit(len(src))
         for s in src:
             i = index.get(s)

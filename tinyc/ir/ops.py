@@ -83,6 +83,8 @@ class Op(Enum):
     # markers
     COPY = "copy"  # (device,)
     MATERIALIZE = "materialize"
+    BOUNDARY = "boundary"
+    TOGETHER = "together"
     DETACH = "detach"
 
 
@@ -330,6 +332,14 @@ def _infer_window(srcs: Sequence[Node], attrs: tuple) -> Typed:
     return (*x.shape[:axis], count, *x.shape[axis + 1 :], size), x.dtype
 
 
+def _infer_together(srcs: Sequence[Node], attrs: tuple) -> Typed:
+    (results,) = attrs
+    if not 0 < results < len(srcs) or srcs[0] not in srcs[1 : 1 + results]:
+        fail(ShapeError, "together", f"{results} results of {len(srcs) - 1}", srcs,
+             "the value is one of the results, which come before the arguments")
+    return srcs[0].shape, srcs[0].dtype
+
+
 def _infer_cat(srcs: Sequence[Node], attrs: tuple) -> Typed:
     (axis,) = attrs
     first = srcs[0].shape
@@ -504,6 +514,9 @@ OPS: dict[Op, OpSpec] = {
     Op.ASSIGN: OpSpec(2, _infer_assign, "the target with a region replaced", 0, "state"),
     Op.COPY: OpSpec(1, _infer_same, "the same on another device", 0, "marker"),
     Op.MATERIALIZE: OpSpec(1, _infer_same, "the same, stored", 0, "marker"),
+    Op.BOUNDARY: OpSpec(1, _infer_same, "the same, complete before its readers begin", 0, "marker"),
+    Op.TOGETHER: OpSpec(None, _infer_together, "the first source, made in one kernel from the last",
+                        0, "marker"),
     Op.DETACH: OpSpec(1, _infer_same, "the same, with no gradient", 0, "marker"),
 }
 

@@ -49,6 +49,7 @@ _ATTRIBUTES = {
     Op.GATHER: "axis: int",
     Op.ASSIGN: _REGION,
     Op.COPY: "device: text",
+    Op.TOGETHER: "results: int",
 }
 _WORDS = {
     "int": "an integer",

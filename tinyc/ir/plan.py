@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tinyc.diagnostics import Remark
+from tinyc.diagnostics import Origin, Remark
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage
@@ -185,6 +185,23 @@ def stages_of(tree: Tree) -> Iterator[Stage]:
             stack.extend(reversed(t.body))
 
 
+@dataclass(frozen=True)
+class Hint:
+    """What is to be one kernel: the nodes that lead from arguments to results, and who asked."""
+
+    members: frozenset[Node]
+    origin: Origin
+
+
+@dataclass(eq=False)
+class Group:
+    """Stages that are to be one kernel. `effort`: 0 as others are fused, 1 whatever pays, 2 also in
+    a kernel that they begin."""
+
+    stages: list[Stage]
+    effort: int = 0
+
+
 @dataclass(eq=False)
 class Plan:
     """Everything between the graph and the source text of one program."""
@@ -192,6 +209,7 @@ class Plan:
     outputs: tuple[Node, ...]
     leaves: tuple[Node, ...]
     stages: list[Stage]
+    hints: list[Hint] = field(default_factory=list)
     nests: list[Nest] = field(default_factory=list)
     mapping: dict[Stage, dict[Var, Var]] = field(default_factory=dict)
     slots: list[Storage] = field(default_factory=list)

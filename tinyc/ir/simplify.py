@@ -752,6 +752,12 @@ def materialize_twice(n: Node) -> Node | None:
     return n.src[0] if n.src[0].op is Op.MATERIALIZE else None
 
 
+@rule(Op.BOUNDARY)
+def boundary_of_memory(n: Node) -> Node | None:
+    """boundary(buffer) -> buffer    it is complete before any kernel; also of a boundary"""
+    return n.src[0] if n.src[0].op in (Op.BUFFER, Op.BOUNDARY) else None
+
+
 RULES = (
     fold_constants,
     view_of_constant,
@@ -801,5 +807,6 @@ RULES = (
     softmax_gradient,
     detach_done,
     materialize_twice,
+    boundary_of_memory,
 )
 _TABLE = by_op(RULES)

@@ -165,5 +165,7 @@ INDEX: dict[Op, Callable[[Node, Indices, int], Access]] = {
     Op.CAT: _cat,
     Op.DETACH: _same,
     Op.MATERIALIZE: _same,
+    Op.BOUNDARY: _same,
+    Op.TOGETHER: _same,
     Op.COPY: _same,
 }

@@ -81,7 +81,7 @@ def operations(program: Mapping[str, Any]) -> dict[str, Any]:
 
 _NO_LOOPS = {
     *("buffer", "const", "iota", "var", "reshape", "permute", "expand", "slice", "pad", "window"),
-    *("copy", "materialize", "detach"),
+    *("copy", "materialize", "detach", "boundary", "together"),
 }
 
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from tinyc.diagnostics import Remark
 from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
+from tinyc.ir.ops import Op
+from tinyc.ir.plan import Buf, Group, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
 from tinyc.schedule import refusals
+from tinyc.schedule.hints import groups_of, in_turn
 from tinyc.schedule.refusals import Refusal
 
 UNROLLED = 16
@@ -48,6 +50,11 @@ class Fuser:
     touching: dict[Buf, list[Stage]] = field(default_factory=dict)
     consumers: dict[Stage, list[Stage]] = field(default_factory=dict)
     refused: list[tuple[Nest, Refusal]] = field(default_factory=list)
+    groups: dict[Stage, Group] = field(default_factory=dict)
+
+    def must(self, stage: Stage) -> bool:
+        """True if a hint asks for the stage's place whether or not it pays."""
+        return stage in self.groups and self.groups[stage].effort > 0
 
     def refuse(self, nest: Nest, refusal: Refusal) -> None:
         """Note why the stage that is being placed does not join a nest, or a loop of it."""
@@ -60,21 +67,38 @@ class Fuser:
 
 
 def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
-    """Place every stage; fills `plan.nests`. Returns why stages were or were not joined."""
-    f = Fuser(plan, target)
+    """Place every stage; fills `plan.nests`. Returns why stages were or were not joined.
+
+    Where a hint is not met, all is placed again with more effort for it, as far as there is more.
+    """
+    groups = groups_of(plan) if enabled else {}
+    while True:
+        plan.nests = []
+        f = place_all(plan, target, enabled, groups)
+        apart = [group for group in dict.fromkeys(groups.values())
+                 if group.effort < 2 and len({f.home[s] for s in group.stages}) > 1]
+        if not apart:
+            plan.mapping = f.mapping
+            return f.remarks
+        for group in apart:
+            group.effort += 1
+
+
+def place_all(plan: Plan, target: Target, enabled: bool, groups: dict[Stage, Group]) -> Fuser:
+    """Place every stage once."""
+    f = Fuser(plan, target, groups=groups)
     f.consumers.update((stage, []) for stage in plan.stages)
     for stage in plan.stages:
         for p in stage.producers:
             f.consumers[p].append(stage)
-    for stage in plan.stages:
+    for stage in in_turn(plan, groups):
         f.refused = []
         if not (enabled and place(f, stage)):
             open_nest(f, stage)
         explain_place(f, stage, enabled)
         for buf in {r.buf for r in stage.reads} | {stage.buf}:
             f.touching.setdefault(buf, []).append(stage)
-    plan.mapping = f.mapping
-    return f.remarks
+    return f
 
 
 # -- choosing a nest -----------------------------------------------------------------------------
@@ -83,17 +107,21 @@ def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
 def place(f: Fuser, stage: Stage) -> bool:
     """Join an existing nest, or the finish of the last one that it depends on."""
     before = [*stage.producers, *stage.after]
-    first = max((f.home[s].number for s in before), default=-1)
-    for nest in candidates(f, stage, first):
+    last = max((f.home[s].number for s in before), default=-1)
+    first = max(last, closed(f, stage) + 1)
+    group = f.groups.get(stage)
+    begins = group is not None and not any(s in f.home for s in group.stages)
+    for nest in candidates_together(f, stage, group, first) if group else (
+            candidates(f, stage, first)):
         if join(f, nest, stage):
             return True
-    if first < 0 or stage.kind in ("contract", "scatter"):
+    if last < 0 or last < first or stage.kind in ("contract", "scatter") or begins:
         return False
     nest, work = f.plan.nests[first], stage_work(stage)
-    if work > f.target.serial_work:
+    if work > f.target.serial_work and not f.must(stage):
         f.refuse(nest, refusals.too_much_work(work, f.target))
         return False
-    if len(nest.stages()) >= STAGES_LIMIT:
+    if len(nest.stages()) >= STAGES_LIMIT and not f.must(stage):
         f.refuse(nest, refusals.kernel_full(nest, STAGES_LIMIT))
         return False
     nest.finish.append(tree_of(f, stage, Shared(stage, list(stage.axes), list(stage.red))))
@@ -101,6 +129,14 @@ def place(f: Fuser, stage: Stage) -> bool:
     f.finished.add(stage)
     f.apply(stage, f"small: runs once, at the end of kernel {nest.number}")
     return True
+
+
+def closed(f: Fuser, stage: Stage) -> int:
+    """The last kernel that a stage stays out of because it reads a boundary made there; or -1."""
+    cut = [p for p in stage.producers if p.node.op is Op.BOUNDARY]
+    for p in cut:
+        f.refuse(f.home[p], refusals.boundary(p))
+    return max((f.home[p].number for p in cut), default=-1)
 
 
 def candidates(f: Fuser, stage: Stage, first: int) -> list[Nest]:
@@ -115,6 +151,17 @@ def candidates(f: Fuser, stage: Stage, first: int) -> list[Nest]:
     return [n for n in related if n.number >= max(first, 0)]
 
 
+def candidates_together(f: Fuser, stage: Stage, group: Group, first: int) -> list[Nest]:
+    """The nest of the group first; for its first member one that nothing they read comes after."""
+    there = dict.fromkeys(f.home[s] for s in group.stages if s in f.home)
+    if there:
+        return [n for n in there if n.number >= first]
+    if group.effort == 2:
+        return []
+    outside = [p for s in group.stages for p in (*s.producers, *s.after) if p in f.home]
+    return candidates(f, stage, max([first, *(f.home[p].number for p in outside)]))
+
+
 def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
     """Share loops of a nest from its root down, as deep as is legal."""
     late = next((p for p in [*stage.producers, *stage.after]
@@ -126,7 +173,7 @@ def join(f: Fuser, nest: Nest, stage: Stage) -> bool:
     if scatter is not None:
         f.refuse(nest, refusals.data_index(scatter))
         return False
-    if len(nest.stages()) >= STAGES_LIMIT:
+    if len(nest.stages()) >= STAGES_LIMIT and not f.must(stage):
         f.refuse(nest, refusals.kernel_full(nest, STAGES_LIMIT))
         return False
     way = Shared(stage, list(stage.axes), list(stage.red))
@@ -292,7 +339,7 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var,
     for p in stage.after:
         if p in members and not overwrites_same(f, loop, stage, p, v):
             return refusals.still_read(p)
-    if v in stage.red:
+    if v in stage.red and not f.must(stage):
         refusal = cannot_accumulate(f, stage, way, depth)
         if refusal is None and v is not stage.block:
             refusal = cached(f, members, way, depth)

@@ -16,7 +16,7 @@ from tinyc.ir.plan import Buf, Nest, Plan, Stage
 WEIGHT_LIMIT = 5
 # What starts to cross kernels in a value's place has at most this share of its bytes.
 NEW_SHARE = 0.25
-KEPT = (Op.MATERIALIZE, Op.COPY)
+KEPT = (Op.MATERIALIZE, Op.COPY, Op.BOUNDARY)
 
 
 class Readers:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tinyc.diagnostics import format_origin
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine
 from tinyc.ir.loop import Read
@@ -31,6 +32,7 @@ RULES: dict[str, str] = {
     "data-index": "elements are added at indices that depend on data",
     "kernel-full": "the kernel has as many members as the C compiler takes well",
     "still-read": "memory would be overwritten that is still read at other indices",
+    "boundary": "the program asks for a boundary between what makes a value and what reads it",
     "later-kernel": "another value that is read is made by a later kernel",
     "fusion-off": "fusion is switched off",
 }
@@ -186,6 +188,14 @@ def still_read(p: Stage) -> Refusal:
         "still-read", f"overwrites what {p.name} still reads at other indices",
         f"let {p.name} read the elements at the index at which they are overwritten, or read a "
         "`.clone()`", p.name)
+
+
+def boundary(p: Stage) -> Refusal:
+    """What `tinyc.boundary` asks for."""
+    where = format_origin(p.node.origin)
+    return Refusal("boundary", f"boundary asked for at {where}",
+                   f"without the boundary at {where}, the other rules would decide", p.name,
+                   {"bytes": nbytes(p)})
 
 
 def later_kernel(other: Stage, number: int) -> Refusal:

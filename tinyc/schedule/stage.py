@@ -33,7 +33,8 @@ from tinyc.ir.program import OutputSpec, Site
 from tinyc.ir.views import Between, Divides, source_index
 
 REDUCERS = (Op.REDUCE, Op.CONTRACT, Op.FOLD, Op.SCATTER_ADD)
-ALWAYS_STORED = (*REDUCERS, Op.CAT, Op.MATERIALIZE, Op.COPY)
+KEPT = (Op.MATERIALIZE, Op.COPY, Op.BOUNDARY)
+ALWAYS_STORED = (*REDUCERS, Op.CAT, *KEPT)
 AFFINE_VIEWS = (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE, Op.WINDOW, Op.DETACH)
 VIEWS = (*AFFINE_VIEWS, Op.PAD)
 HEAVY = (Op.EXP, Op.LOG, Op.SQRT, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.DIV, Op.IDIV, Op.MOD)
@@ -553,7 +554,7 @@ def body_of(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) -> Bod
         return fold_body(b, reader, n, idx)
     if n.op is Op.CONTRACT:
         return contract_body(b, reader, n, idx)
-    if n.op in (Op.MATERIALIZE, Op.COPY):
+    if n.op in KEPT:
         return (), "map", reader.value(n.src[0], idx, ())
     return (), "map", reader.computed(n, idx, ())
 
@@ -697,7 +698,7 @@ class Reader:
         if op is Op.PAD:
             at, conds = source_index(n, idx)
             return self.guarded(n.src[0], at, as_guard(conds), guard)
-        if op in AFFINE_VIEWS or op in (Op.MATERIALIZE, Op.COPY):
+        if op in AFFINE_VIEWS or op in KEPT:
             at, _ = source_index(n, idx)
             return self.value(n.src[0], at, guard)
         if op is Op.GATHER:

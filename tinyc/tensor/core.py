@@ -383,6 +383,14 @@ class Tensor(Operations, Views, Writing, Creation):
         """Return the values in memory of their own, in row-major order."""
         return self if self._parent is None else self._unary(b.materialize)
 
+    def boundary(self) -> Tensor:
+        """Return the same elements, complete before a kernel that reads them begins.
+
+        Nothing is fused across: what makes them and what reads them are different kernels. The
+        gradient is cut at the same place.
+        """
+        return self._unary(b.boundary)
+
     def detach(self) -> Tensor:
         """Return the same elements, through which no gradient passes."""
         made = self._view(_same)
