@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import tinyc
 from tinyc.commands.report import take_output
 from tinyc.diagnostics import TinycError
 from tinyc.reporting.packing import read_page
+from tinyc.reporting.recording import record
 
 SCRIPT = """
 import sys, tinyc
@@ -73,6 +75,35 @@ class TestBlock:
         monkeypatch.setitem(sys.modules, "pygments", None)
         with pytest.raises(TinycError, match=r"tinyc\[report\]"), tinyc.report(tmp_path / "r.html"):
             pass
+
+    def test_counts_runs_and_keeps_none_of_them(self, tmp_path):
+        @tinyc.jit
+        def f(x):
+            return x + 1
+
+        x = tinyc.zeros(1000).numpy()
+        x = tinyc.Tensor(x)
+        f(x).numpy()
+        with record() as seen:
+            for _ in range(50):
+                f(x)
+        (found,) = seen.programs
+        assert found.calls == 50 and vars(seen).keys() == {"programs", "_known"}
+
+    def test_of_many_programs_has_the_busiest(self):
+        with record() as seen:
+            for size in (10, 1000, 20, 2000):
+                (tinyc.Tensor(np.zeros(size, np.float32)) + 1).numpy()
+        shapes = [p.executable.program.outputs[0].shape for p in seen.busiest(2).programs]
+        assert shapes == [(1000,), (2000,)]
+
+    def test_goes_where_it_was_asked_to(self, tmp_path, monkeypatch):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        with tinyc.report("r.html"):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            (tinyc.zeros(3) + 1).numpy()
+        assert (tmp_path / "r.html").exists()
 
     def test_changes_nothing_of_the_users(self, tmp_path):
         weight = tinyc.randn(8, 8).requires_grad_()

@@ -79,7 +79,7 @@ def program(
     helpers = add_assembly(timed, times[0].program) if assembly else []
     return {
         "title": format_origin(executable.outputs[0].origin),
-        "calls": max(1, len(recorded.runs)),
+        "calls": recorded.calls,
         "median_us": middle,
         "q1_us": first,
         "q3_us": last,
@@ -125,7 +125,7 @@ def kernels(recorded: Recorded, times: Sequence[Times], peaks: Machine) -> list[
     fused = times[0]
     found = facts.kernels(fused.program)
     for kernel, (first, middle, last) in zip(found, fused.quartiles().T.tolist(), strict=True):
-        kernel |= {"calls": max(1, len(recorded.runs)), "median_us": middle}
+        kernel |= {"calls": recorded.calls, "median_us": middle}
         kernel |= {"q1_us": first, "q3_us": last, **rates(kernel, middle, peaks)}
     if len(times) > 1:
         other = times[1]

@@ -290,10 +290,15 @@ def _headline(program: Mapping[str, Any], report: Mapping[str, Any]) -> Safe:
         _tile(scaled(program["flops"], "FLOP"), "executed",
               f"{short(rate)} GFLOP/s, {percent(rate / report['machine']['peak_gflops'])} of peak"),
         _tile(size(program["peak"]["bytes"]), "memory at the peak",
-              f"arena {size(program['arena_bytes'])}"),
+              f"arena {size(program['arena_bytes'])}{_measured(program['peak'])}"),
     ]  # fmt: skip
     return element("div", element("h2", program["title"]), element("div", *tiles, class_="tiles"),
                    _shares(program), class_="headline")  # fmt: skip
+
+
+def _measured(peak: Mapping[str, Any]) -> str:
+    """Return what the first run really touched, where that is known."""
+    return f", measured {size(peak['measured'])}" if peak.get("measured") else ""
 
 
 def _tile(figure: str, what: str, more: str) -> Safe:

@@ -4,66 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tinyc import compiler
 from tinyc.compiler import Executable, NativeExecutable
 from tinyc.reporting.explanation import realize
 from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.recorder import Recorder, Run, recording
 
 
 @dataclass
 class Recorded:
-    """One program that ran: copies of what its first run was given, and all its runs."""
+    """One program that ran: copies of what its first run was given, and how often it ran."""
 
     executable: NativeExecutable
     buffers: Sequence[Buffer]
-    runs: list[Run] = field(default_factory=list)
+    calls: int = 0
 
 
 class Recording:
-    """Programs in the order of their first runs, with a ``recorder`` of everything that ran."""
+    """Programs in the order of their first runs."""
 
     def __init__(self) -> None:
         self.programs: list[Recorded] = []
-        self.recorder = Recorder(memory=False)
         self._known: dict[int, Recorded] = {}
 
     def note(self, executable: Executable, buffers: Sequence[Buffer]) -> None:
-        """Take a run that is about to happen; of the first, what it is given.
+        """Count a run that is about to happen; keep what the first is given.
 
         Devices that run no machine code have no kernels whose times could be taken.
         """
         if not isinstance(executable, NativeExecutable) or not executable.on_pointers:
             return
-        if id(executable) not in self._known:
-            found = Recorded(executable, compiler.copies(buffers))
-            self._known[id(executable)] = found
+        found = self._known.get(id(executable))
+        if found is None:
+            found = self._known[id(executable)] = Recorded(executable, compiler.copies(buffers))
             self.programs.append(found)
+        found.calls += 1
 
-    def sort_runs(self) -> None:
-        """Give each program its runs."""
-        by_program = {id(found.executable.program): found for found in self.programs}
-        for run in self.recorder.runs:
-            found = by_program.get(id(run.program))
-            if found is not None:
-                found.runs.append(run)
+    def busiest(self, most: int) -> Recording:
+        """Return the programs that moved most bytes with all their calls, in their order."""
+        moved = [found.calls * found.executable.program.bytes_moved for found in self.programs]
+        ranked = sorted(range(len(moved)), key=lambda i: -moved[i])
+        kept = Recording()
+        kept.programs = [self.programs[i] for i in sorted(ranked[:most])]
+        return kept
 
 
 @contextmanager
 def record() -> Iterator[Recording]:
     """Record the programs that run in the block, for `collect`.
 
-    Memory of one set of arguments for each program is held, not more.
+    Memory of one set of arguments for each program is held, not more, however long the block runs.
     """
     found = Recording()
-    try:
-        with compiler.observing(found.note), recording(found.recorder):
-            yield found
-    finally:
-        found.sort_runs()
+    with compiler.observing(found.note):
+        yield found
 
 
 def record_call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Recording:
