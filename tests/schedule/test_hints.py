@@ -15,6 +15,7 @@ from tinyc.ir.node import Node, canonical_key, node, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.parser import parse_text
 from tinyc.ir.printer import to_text
+from tinyc.schedule.fuse import STAGES_LIMIT
 
 
 def members(outputs: list[Node], **options) -> list[list[str]]:
@@ -124,6 +125,26 @@ class TestTogether:
         outputs = together(both, x)
         assert len(members(outputs)) == 1
         same(outputs, memory)
+
+    def test_a_hint_overrides_the_number_of_members(self):
+        (x,), _ = buffers(floats(64, 50))
+
+        def many(x: Node) -> tuple[Node, ...]:
+            return tuple(b.exp(b.mul(x, float(i))) for i in range(2, 2 + STAGES_LIMIT + 6))
+
+        assert len(members(list(many(x)))) == 2
+        assert [len(kernel) for kernel in members(together(many, x))] == [STAGES_LIMIT + 6]
+
+    def test_one_head_of_attention_over_a_long_sequence_can_not_be(self):
+        q, k, v = buffers(*[floats(1, 1024, 64, seed=i) for i in range(3)])[0]
+
+        def attention(q: Node, k: Node, v: Node) -> Node:
+            return linear.matmul(reductions.softmax(linear.matmul(q, b.permute(k, (0, 2, 1)))), v)
+
+        with pytest.raises(FusionError) as caught:
+            plan_of(together(attention, q, k, v))
+        assert "contraction-blocks" in {r.rule for r in caught.value.reasons}
+        assert not any("work" in r.terms for r in caught.value.reasons)
 
     def test_members_wait_for_what_the_last_of_them_reads(self):
         """Its first member would join an earlier kernel than the one that the rest must follow."""

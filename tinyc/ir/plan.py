@@ -196,10 +196,11 @@ class Hint:
 @dataclass(eq=False)
 class Group:
     """Stages that are to be one kernel. `effort`: 0 as others are fused, 1 whatever pays, 2 also in
-    a kernel that they begin."""
+    a kernel that they begin, 3 also with much work on one thread at the kernel's end."""
 
     stages: list[Stage]
     effort: int = 0
+    given_up: bool = False
 
 
 @dataclass(eq=False)

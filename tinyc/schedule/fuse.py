@@ -76,12 +76,13 @@ def fuse(plan: Plan, target: Target, enabled: bool) -> list[Remark]:
         plan.nests = []
         f = place_all(plan, target, enabled, groups)
         apart = [group for group in dict.fromkeys(groups.values())
-                 if group.effort < 2 and len({f.home[s] for s in group.stages}) > 1]
+                 if not group.given_up and len({f.home[s] for s in group.stages}) > 1]
         if not apart:
             plan.mapping = f.mapping
             return f.remarks
         for group in apart:
-            group.effort += 1
+            group.given_up = group.effort == 3
+            group.effort = 1 if group.given_up else group.effort + 1
 
 
 def place_all(plan: Plan, target: Target, enabled: bool, groups: dict[Stage, Group]) -> Fuser:
@@ -118,7 +119,7 @@ def place(f: Fuser, stage: Stage) -> bool:
     if last < 0 or last < first or stage.kind in ("contract", "scatter") or begins:
         return False
     nest, work = f.plan.nests[first], stage_work(stage)
-    if work > f.target.serial_work and not f.must(stage):
+    if work > f.target.serial_work and not (group is not None and group.effort == 3):
         f.refuse(nest, refusals.too_much_work(work, f.target))
         return False
     if len(nest.stages()) >= STAGES_LIMIT and not f.must(stage):

@@ -147,6 +147,8 @@ def not_together(plan: Plan, hint: Hint, stages: list[Stage],
     reasons = [r for r in plan.remarks if r.pass_name == "fuse" and r.kind == "missed" and r.rule
                and r.subject in names and r.about in names
                and home[names[r.subject]] != home[names[r.about]]]
+    # much work at the end of a kernel was tried, too
+    reasons = [r for r in reasons if "work" not in r.terms] or reasons
     numbers = dict.fromkeys(home[s] for s in stages)
     kernels = [[shown(s) for s in stages if home[s] == number] for number in numbers]
     lines = [f"fuse (at {format_origin(hint.origin)}): {len(stages)} members would take "
