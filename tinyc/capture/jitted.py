@@ -220,6 +220,18 @@ class Jitted:
         """Return the source text of the last call's program."""
         return self._source_program().source
 
+    def asm(self) -> str:
+        """Return the machine code of the last call's innermost loops, kernel by kernel.
+
+        TinycError where there is no objdump to show it.
+        """
+        from tinyc.runtime import disassembly
+
+        program = self._source_program()
+        if disassembly.find_tool() is None:
+            raise TinycError(f"{self._name()}: objdump was not found; install binutils to see code")
+        return "\n\n".join(disassembly.kernel_texts(program).values())
+
     def _source_program(self) -> Program:
         program = self.program
         if program is None:

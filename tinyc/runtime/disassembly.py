@@ -63,13 +63,18 @@ class Instruction:
 
 def texts(program: Program, library: Path) -> dict[str, str]:
     """Return the text of each kernel by name, and under "" how the program was compiled."""
+    line = find_compiler().command_line(SOURCE, LIBRARY, program.libm)
+    head = with_figures("compiled by " + shlex.join(line), f"in {library.parent}")
+    if find_tool() is None:
+        head += "\nno machine code: objdump (of binutils or LLVM) was not found"
+    return {"": head, **kernel_texts(program)}
+
+
+def kernel_texts(program: Program) -> dict[str, str]:
+    """Return what the compiler made of each kernel, by name: remarks, and its hot loops."""
     source = _LINE_DIRECTIVE.sub("", program.source)
-    compiler = find_compiler()
-    line = compiler.command_line(SOURCE, LIBRARY, program.libm)
-    found = {"": with_figures("compiled by " + shlex.join(line), f"in {library.parent}")}
-    remarks, instructions = compile_again(source, compiler, program.libm)
-    if not instructions:
-        found[""] += "\nno machine code: objdump (of binutils or LLVM) was not found"
+    remarks, instructions = compile_again(source, find_compiler(), program.libm)
+    found = {}
     lines = source.splitlines()
     for kernel in program.kernels:
         parts = [kernel.name, f"{kernel.name}_end", *dict.fromkeys(_CALLED.findall(kernel.source))]
@@ -129,9 +134,14 @@ def instructions(program: Program) -> list[list[Instruction]]:
     return disassemble(compile_libraries([unit])[0])
 
 
+def find_tool() -> str | None:
+    """Return the disassembler of this machine."""
+    return shutil.which("objdump") or shutil.which("llvm-objdump")
+
+
 def disassemble(library: Path) -> list[list[Instruction]]:
     """Return the instructions of all functions; nothing without objdump."""
-    tool = shutil.which("objdump") or shutil.which("llvm-objdump")
+    tool = find_tool()
     if tool is None:
         return []
     line = [tool, "--disassemble", "--line-numbers", "--no-show-raw-insn", str(library)]
