@@ -54,8 +54,8 @@ class TestExplain:
 
         lines = str(explain(two_layers, x)).splitlines()
         second = lines.index(next(line for line in lines if line.startswith("  contract2")))
-        reason = "reads contract0, on whose register tiles only elementwise stages run"
-        assert lines[second + 1].startswith(f"    apart: {reason} [test_reporting.py:")
+        reason = "reads where1, made on the register tiles of contract0, where only elementwise"
+        assert lines[second + 1].startswith(f"    apart: {reason} stages run [test_reporting.py:")
 
     def test_it_is_plain_data(self, x):
         found = explain(lambda x: x.exp(), x)

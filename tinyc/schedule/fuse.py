@@ -495,12 +495,13 @@ def tile_axes(group: list[Stage], stage: Stage) -> dict[Var, Var] | None:
 def why_no_epilogue(leaf: Leaf, way: Shared) -> Refusal:
     """Why a stage that reads a contraction does not run on its register tile."""
     c, stage = leaf.stage, way.stage
+    read = next(p for p in (*leaf.epilogue, c) if p in stage.producers)
     if stage.kind != "map":
-        return refusals.tile_elementwise(c, stage)
+        return refusals.tile_elementwise(c, read, stage)
     for v in (c.hoist, c.block):
         if v is not None and v in c.red:
             return refusals.complete_after_loop(c, Loop(v, []))
-    return refusals.tile_index(c)
+    return refusals.tile_index(c, read)
 
 
 def reads_at_own_index(stage: Stage, producer: Stage, way: Shared) -> bool:

@@ -99,8 +99,8 @@ def contraction_blocks(stage: Stage, loop: Loop) -> Refusal:
     return Refusal(
         "contraction-blocks",
         "a contraction shares only its batch axes: it runs in blocks over the others",
-        f"sharing loop {loop.var.name} would read {again} bytes again on each of {n} iterations; "
-        "it would share a batch axis, one that both operands and the result have",
+        f"in loop {loop.var.name} it would read {again} bytes again on each of {n} iterations; a "
+        "batch axis, which both operands and the result have, would be shared",
         terms={"iterations": n, "bytes_each": again, "bytes_again": again * (n - 1)})
 
 
@@ -115,20 +115,23 @@ def streamed_again(stage: Stage, extent: int) -> int:
     return min(sizes)[1]
 
 
-def tile_elementwise(c: Stage, stage: Stage) -> Refusal:
-    """A reduction (or another contraction) of a contraction's result."""
+def tile_elementwise(c: Stage, read: Stage, stage: Stage) -> Refusal:
+    """A reduction (or another contraction) of `read`, which is made on the tiles of `c`."""
+    where = f"reads {c.name}, on whose register tiles" if read is c else (
+        f"reads {read.name}, made on the register tiles of {c.name}, where")
     return Refusal(
-        "tile-elementwise", f"reads {c.name}, on whose register tiles only elementwise stages run",
-        f"{stage.name} is a {stage.kind}: it starts when the block of {c.name} is stored", c.name,
-        {"bytes": nbytes(c)})
+        "tile-elementwise", f"{where} only elementwise stages run",
+        f"a {stage.kind} waits for more than one tile; the two would share a kernel inside a loop "
+        f"over a batch axis of {c.name}, as the products of attention do inside that over heads",
+        read.name, {"bytes": nbytes(read)})
 
 
-def tile_index(c: Stage) -> Refusal:
+def tile_index(c: Stage, read: Stage) -> Refusal:
     """The index is not that of the tile's own element."""
     return Refusal(
-        "tile-index", f"reads {c.name} elsewhere than at the elements of a register tile",
-        f"read {c.name} at its own index: without a transpose, window or repetition between them",
-        c.name, {"bytes": nbytes(c)})
+        "tile-index", f"reads {read.name} elsewhere than at the elements of a register tile",
+        f"read {read.name} at its own index: without a transpose, window or repetition between "
+        "them", read.name, {"bytes": nbytes(read)})
 
 
 def accumulator_size(stage: Stage, size: int, target: Target) -> Refusal:
@@ -210,7 +213,8 @@ def too_much_work(work: int, target: Target) -> Refusal:
     limit = target.serial_work
     return Refusal(
         "kernel-end", f"too much work for one thread at the end of the kernel: {work} operations",
-        f"up to {limit} operations run there", terms={"work": work, "limit": limit})
+        f"with {work / limit:.1f} times less work it would run there",
+        terms={"work": work, "limit": limit})
 
 
 def fusion_off() -> Refusal:
