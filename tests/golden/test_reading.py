@@ -1,7 +1,7 @@
-"""docs/reading.md shows what its Python prints; `pytest tests/golden --update-golden` runs it again.
+"""docs/reading.md shows what its Python prints; --update-golden writes it anew.
 
-The blocks run in order, as one program. What a ```text machine``` block shows depends on the CPU and
-the C compiler: it is made anew with the rest, and compared in its first line only.
+The blocks run in order, as one program. What a ```text machine``` block shows depends on the CPU
+and the C compiler: it is made anew with the rest, and compared in its first line only.
 """
 
 from __future__ import annotations
