@@ -180,7 +180,7 @@ class TestTogether:
         assert f"(test_hints.py:{line + 1})" in text and f"(test_hints.py:{line + 2})" in text
         assert "members would take 2 kernels" in text
         assert "is apart from div3 [contraction-blocks]" in text
-        assert "what would change it: sharing loop" in text
+        assert "what would change it: in loop i" in text and "a batch axis" in text
         assert [r.rule for r in error.reasons] == ["contraction-blocks"]
         assert [len(k) for k in error.kernels] == [4, 1]
 
