@@ -12,7 +12,7 @@ from steps import mlp_step
 
 from tinyc import compiler, config
 from tinyc.reporting import collect, facts, record
-from tinyc.reporting.machine import Machine, machine
+from tinyc.runtime.machine import Machine, machine
 from tinyc.tensor import Tensor
 
 pytestmark = pytest.mark.skipif(

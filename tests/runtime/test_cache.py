@@ -364,15 +364,15 @@ def test_a_workspace_left_behind_is_swept(cache):
 def test_an_entry_that_vanishes_before_it_is_loaded_is_made_again(cache, monkeypatch):
     from tinyc.runtime import toolchain
 
-    compiled, vanish = compile_library, [True]
+    compiled, vanish = toolchain.compile_libraries, [True]
 
-    def racing(*args: object, **keywords: object) -> Path:
-        path = compiled(*args, **keywords)
+    def racing(units: list[Unit]) -> list[Path]:
+        (path,) = compiled(units)
         if vanish.pop() if vanish else False:
             cache.discard(path.parent.name)
-        return path
+        return [path]
 
-    monkeypatch.setattr(toolchain, "compile_library", racing)
+    monkeypatch.setattr(toolchain, "compile_libraries", racing)
     assert value_of(9) == 9 and cache.stats.compiles == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tinyc import config
 from tinyc.ir.program import KernelInfo, Program
 from tinyc.runtime import profile
+from tinyc.runtime.machine import Machine
 
 
 def kernel(name: str, *lines: int) -> KernelInfo:
@@ -27,10 +28,11 @@ def fake_run(*microseconds: int):
 
 def test_each_kernel_is_a_line_with_its_rates(capsys, monkeypatch):
     monkeypatch.setattr(profile, "_profile", profile.Profile())
+    monkeypatch.setattr(profile, "machine", lambda: Machine("", 1, "", 8.0, 8.0, 8.0, 0.0, ()))
     with config.debug(2):
         profile.run_shown(program(kernel("k0", 3), kernel("k1", 4, 5)), fake_run(2, 4))
     first, second = capsys.readouterr().err.splitlines()
-    expected = "2.0 us 2.00 GFLOP/s 4.00 GB/s 1 chunk"
+    expected = "2.0 us 2.00 GFLOP/s 4.00 GB/s 50% of the roof, bound by memory, 1 chunk"
     assert first.split(" | ")[1].split() == expected.split()
     assert first.startswith("run k0 [train.py:3] ")
     assert second.startswith("run k1 [train.py:4, train.py:5] ")

@@ -12,7 +12,6 @@ from tinyc.diagnostics import format_origin
 from tinyc.ir.program import Program
 from tinyc.reporting import facts
 from tinyc.reporting.assembly import kernel_code
-from tinyc.reporting.machine import Machine, machine
 from tinyc.reporting.measure import (
     REPEATS,
     Times,
@@ -23,6 +22,7 @@ from tinyc.reporting.measure import (
 )
 from tinyc.reporting.recording import Recorded, Recording, record_call
 from tinyc.reporting.timeline import shares
+from tinyc.runtime.machine import Machine, machine
 from tinyc.runtime.recorder import Run
 from tinyc.version import __version__
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from tinyc.diagnostics import format_origin
 from tinyc.ir.program import KernelInfo, Program
-from tinyc.reporting.machine import Machine, machine
 from tinyc.reporting.text import origins_text, quantity, table
 from tinyc.reporting.trace import trace
 from tinyc.runtime.buffer import ALLOCATOR
 from tinyc.runtime.cpu import cpu_count
+from tinyc.runtime.machine import Machine, machine
 from tinyc.runtime.recorder import Recorder, Run, recording, span
 from tinyc.version import __version__
 

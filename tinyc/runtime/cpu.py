@@ -99,7 +99,7 @@ class CpuDevice:
             except OSError as error:
                 raise CompileError(f"a compiled program can't be loaded: {error}") from None
         with self.lock:
-            self._load_pool()
+            self.load_pool()
             self._reserve(program.arena_size, program.scratch_size)
         return CpuExecutable(self, program, loaded, library)
 
@@ -146,7 +146,8 @@ class CpuDevice:
             return self._pool.tc_record(None, ctypes.c_long(0))
         return self._pool.tc_record(ctypes.c_void_p(rows.ctypes.data), ctypes.c_long(len(rows)))
 
-    def _load_pool(self) -> None:
+    def load_pool(self) -> None:
+        """Have the threads that parallel loops run on. The caller holds the lock."""
         if self._pool is None:
             pool, _ = load_library(pool_unit())
             pool.tc_set_threads.restype = ctypes.c_long

@@ -13,6 +13,7 @@ import numpy as np
 from tinyc import config
 from tinyc.diagnostics import Origin, debug_line, format_origin, print_debug
 from tinyc.ir.program_text import count, places, with_figures
+from tinyc.runtime.machine import machine
 
 if TYPE_CHECKING:
     from tinyc.ir.program import KernelInfo, Program
@@ -91,10 +92,16 @@ def run_shown(program: Program, run: Callable[[np.ndarray], None]) -> None:
 
 
 def run_line(kernel: KernelInfo, nanoseconds: int) -> str:
-    """Return the line of one run: where the kernel comes from; time and rates, and threads."""
-    time = max(nanoseconds, 1)
+    """Return the line of one run: where the kernel comes from; its time, rates, share of the roof.
+
+    The roof is the least time that its arithmetic and traffic could take on this machine.
+    """
+    time, here = max(nanoseconds, 1), machine()
+    least = here.roof(kernel.flops, kernel.bytes_moved) * 1e3
+    bound = here.bound(kernel.flops, kernel.bytes_moved, time / 1e3)
     rates = f"{kernel.flops / time:8.2f} GFLOP/s {kernel.bytes_moved / time:8.2f} GB/s"
-    figures = f"{nanoseconds / 1e3:10.1f} us {rates}  {count(kernel.chunks, 'chunk')}"
+    share = f"{least / time:5.0%} of the roof, bound by {bound}, {count(kernel.chunks, 'chunk')}"
+    figures = f"{nanoseconds / 1e3:10.1f} us {rates} {share}"
     return with_figures(f"run {kernel.name} {places(kernel.origins)}", figures)
 
 

@@ -118,6 +118,8 @@ class Probe:
         source = SOURCE.format(bytes=4 * self.lanes, chains=CHAINS, steps=STEPS, lanes=self.lanes)
         self.library, _ = load_library(Unit(source))
         self.device = device
+        with device.lock:
+            device.load_pool()
         self.memory = np.zeros(SHARED[-1] // 4, np.float32)
         self.library.tc_probe.restype = ctypes.c_long
 
