@@ -132,7 +132,6 @@ def _wire(
     return element(
         "a",
         element("title", what),
-        element("path", d=line, class_="hit"),
         element("path", d=line, class_="line", marker_end=f"url(#{prefix}-arrow)"),
         href=f"#{prefix}-l{number}",
         class_=f"wire {kernels[a]['phase']}",

@@ -10,6 +10,13 @@ from typing import Any
 from tinyc.diagnostics import TinycError
 from tinyc.markup import Safe, element, join, size, time
 
+# Pygments' names of the tokens that report.css has a colour for.
+COLOURED = {
+    *("k", "kr", "kn", "ow", "kd", "kc", "kt", "nc", "nb", "bp", "nf", "nd"),
+    *("mi", "mf", "mh", "mb", "mo", "s", "s1", "s2", "sd", "se", "sa", "si", "sc"),
+    *("c", "c1", "cm", "cp", "cpf", "ch"),
+}
+
 
 def highlighted(text: str, language: str) -> list[Safe]:
     """Return the lines of a text as markup, coloured by the language's Pygments lexer.
@@ -17,17 +24,21 @@ def highlighted(text: str, language: str) -> list[Safe]:
     Raises TinycError where Pygments is not installed.
     """
     try:
-        from pygments import highlight
-        from pygments.formatters import HtmlFormatter
-        from pygments.lexers import get_lexer_by_name
+        from pygments import lexers, token
     except ImportError:
         raise TinycError(
             "report: the page needs Pygments, which is not installed; "
             "`pip install 'tinyc[report]'` brings it"
         ) from None
-    lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    coloured = highlight(text, lexer, HtmlFormatter(nowrap=True))
-    lines = coloured.removesuffix("\n").split("\n")
+    lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    lines = [""]
+    for kind, value in lexer.get_tokens(text):
+        name = token.STANDARD_TYPES.get(kind, "")
+        for i, piece in enumerate(value.split("\n")):
+            if i:
+                lines.append("")
+            # most tokens have no colour of their own: a name, a bracket, a space
+            lines[-1] += element("b", piece, class_=name) if name in COLOURED else join([piece])
     return [Safe(line) for line in lines]
 
 

@@ -33,6 +33,8 @@ from tinyc.reporting.packing import Lines, compressed, split, to_json
 
 # Programs that are shown in full, those with most time first; the rest is a line each.
 SHOWN = 6
+# Bytes of a page that should not be exceeded.
+LIMIT = 2_000_000
 
 SECTIONS = (
     ("linked", "Lines, graph, code"),
@@ -62,10 +64,28 @@ def write(report: Mapping[str, Any], path: str | Path) -> None:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Return the page. TinycError if Pygments is not installed."""
+    """Return the page. TinycError if Pygments is not installed.
+
+    Where it would be larger than LIMIT, the programs that took least go without the assembly and
+    the diffs of their passes, as many as need be.
+    """
     ranked = sorted(report["programs"], key=lambda p: -p["median_us"] * p["calls"])
     shown, rest = ranked[:SHOWN], ranked[SHOWN:]
-    light, texts = split({**report, "programs": [_leaner(p) for p in shown]})
+    programs = [_program(p, report, f"p{i}") for i, p in enumerate(shown)]
+    main = element("main", _introduction(report), *programs, _others(rest))
+    body = [_top(report, shown), main, _footer(report)]
+    text = ""
+    for whole in range(len(shown), -1, -1):
+        kept = [_cut(_leaner(p)) if i >= whole else _leaner(p) for i, p in enumerate(shown)]
+        text = _document(report["title"], [*body, *_data(report, kept)])
+        if len(text) < LIMIT:
+            break
+    return text
+
+
+def _data(report: Mapping[str, Any], programs: list[dict[str, Any]]) -> list[Safe]:
+    """Return the elements that hold the data, for the script and for `read_page`."""
+    light, texts = split({**report, "programs": programs})
     lines = Lines()
     for heavy in texts:
         for item in (*heavy["kernels"], *heavy["helpers"]):
@@ -73,28 +93,32 @@ def render(report: Mapping[str, Any]) -> str:
             lines.fold_assembly(item)
     drawing = [
         {"operations": graph.operations(p), "box": [graph.WIDTH, graph.HEIGHT, graph.DOWN]}
-        for p in shown
+        for p in programs
     ]
-    body = [
-        _top(report, shown),
-        element(
-            "main",
-            _introduction(report),
-            *(_program(p, report, f"p{i}") for i, p in enumerate(shown)),
-            _others(rest),
-        ),
-        _footer(report),
+    return [
         _script("data", "application/json", to_json(light)),
         _script("drawing", "application/json", to_json(drawing)),
         _script("texts", "text/plain", compressed({"programs": texts, "lines": [*lines.numbers]})),
     ]
-    return _document(report["title"], body)
+
+
+def _cut(program: dict[str, Any]) -> dict[str, Any]:
+    """Return a program without what takes most room."""
+    passes = [{**step, "before": "", "diff": "", "firings": []} for step in program["passes"]]
+    kernels, helpers = (
+        [{k: v for k, v in item.items() if k != "asm"} for item in program[part]]
+        for part in ("kernels", "helpers")
+    )
+    return {**program, "passes": passes, "kernels": kernels, "helpers": helpers, "cut": True}
 
 
 def _leaner(program: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out texts that the diffs of passes say already; name targets in the assembly."""
     left_out = ("before", "after")
     passes = [{k: v for k, v in s.items() if k not in left_out} for s in program["passes"]]
+    for step in passes:  # what a step of scheduling did to a kernel is in the diff of the pass
+        firings = step.get("firings", ())
+        step["firings"] = [{**f, "after": ""} if f.get("kernel") else f for f in firings]
     for step, whole in zip(passes[:1], program["passes"], strict=False):
         step["before"] = whole.get("before") or ""
     parts = {

@@ -97,7 +97,7 @@ def _kernel_row(kernel: Mapping[str, Any], whole: float, prefix: str, script: st
     button = element("button", kernel_label(kernel), type="button", class_="pick")
     return element(
         "tr",
-        element("th", button, element("small", members, title=members), scope="row",
+        element("th", button, element("small", members), scope="row",
                 data_v=kernel["name"]),
         element("td", shown, title=", ".join(lines), data_v=shown, class_="where"),
         _figure(kernel["calls"], f"{kernel['calls']:,}"),

@@ -75,6 +75,10 @@
       for (const kernel of program.kernels) {
         for (const line of kernel.lines) push(this.kernelsOfLine, lineKey(line), kernel.index);
       }
+      // a wire is thin; this is what the pointer meets
+      for (const line of all(".wire .line", this.graph)) {
+        line.before(draw("path", { class: "hit", d: line.getAttribute("d") }));
+      }
       this.collect();
       this.code = [];
       this.boxes = new Map(all(".box", this.graph).map((box) => [Number(box.dataset.k), box]));
@@ -261,7 +265,9 @@
         ...helpers.flatMap((helper) => [{ text: "" }, ...helper.coloured.map(
           (markup) => ({ markup }))]),
       ], hues);
-      const code = kernel.asm?.length ? kernel.asm : [["no disassembly: objdump was not found", null]];
+      const none = this.program.cut ? "left out to keep the page small: DEBUG=7 prints it"
+        : "no disassembly: objdump was not found";
+      const code = kernel.asm?.length ? kernel.asm : [[none, null]];
       this.fill("asm", [
         ...code.map(([text, line]) => ({ text, member: owner.get(line) })),
         ...helpers.flatMap((helper) => [{ text: "" }, { text: `${helper.name}:` },
@@ -585,13 +591,13 @@
       const fired = this.folded(step.firings || [], "rules fired", (firing) => firing.rule,
         (firing) => {
           const line = firing.line ? ` [${firing.line[0].split("/").pop()}:${firing.line[1]}]` : "";
-          return firing.before ? `${firing.before} → ${firing.after}${line}`
-            : `${firing.kernel}\n${firing.after}`;
+          return firing.before ? `${firing.before} → ${firing.after}${line}` : firing.kernel;
         });
       const remarks = this.folded(step.remarks || [], "remarks", (remark) => remark.kind,
         (remark) => `${remark.subject}: ${remark.message}`);
       const lines = (step.diff || "").split("\n");
-      if (!fired.length && !remarks.length && lines.join("") === "") lines[0] = "nothing changed";
+      if (this.program.cut) lines[0] = "left out to keep the page small: DEBUG=5 prints it";
+      else if (!fired.length && !remarks.length && !step.diff) lines[0] = "nothing changed";
       const compared = (step.diff || "").startsWith("---");
       const rows = (some) => some.map((text) => make("div", {
         "+": "added", "-": "removed", "@": "place" }[
