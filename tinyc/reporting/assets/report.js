@@ -236,6 +236,13 @@
       }
     }
 
+    // Begin where the first line is that the program comes from.
+    showFirstLine() {
+      const body = this.pane("lines"), first = find("[data-line]", body);
+      if (!first) return;
+      body.scrollTop += first.getBoundingClientRect().top - body.getBoundingClientRect().top - 60;
+    }
+
     openBoundary(id) {
       const entry = document.getElementById(id);
       this.filterBoundaries("", null);
@@ -724,6 +731,7 @@
     if (select) select.selectedIndex = index;
     for (const link of all("[data-section]")) link.hash = `#p${index}-${link.dataset.section}`;
     views[index]?.fit();
+    views[index]?.showFirstLine();
   }
 
   function follow(hash) {
