@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from running import Memory, buffers, floats, interpreted, plan_of, unexplained
 
 from tinyc.composites import attention, linear, reductions
@@ -111,4 +113,34 @@ def test_what_reads_a_blocked_value_elsewhere_reads_the_same_elements(tiny_cache
                b.add(b.reshape(share, (3, 12, 48)), b.sum_(late))]
     assert blocks(outputs) == [4]
     assert len(plan_of(outputs).nests) > 1
+    check((outputs, memory))
+
+
+STEPS = {
+    "tanh": b.tanh,
+    "half": lambda s: b.mul(s, 0.5),
+    "centred": lambda s: b.sub(s, b.max_(s, -1, True)),
+    "share": lambda s: b.div(b.exp(b.tanh(s)), b.sum_(b.exp(b.tanh(s)), -1, True)),
+    "softmax": reductions.softmax,
+    "of columns": lambda s: reductions.softmax(s, -2),
+    "turned": lambda s: b.permute(s, (*range(len(s.shape) - 2), -1, -2)),
+    "with its mirror": lambda s: b.add(s, b.permute(s, (*range(len(s.shape) - 2), -1, -2))),
+    "kept": b.materialize,
+    "less its total": lambda s: b.sub(s, b.mul(b.sum_(s, (-1, -2), True), 0.01)),
+}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4),
+       st.sampled_from([(), (3,), (2, 2)]))  # fmt: skip
+@settings(max_examples=60, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+def test_any_chain_between_two_products(tiny_cache, gradient, steps, batch):
+    (q, k, v, g), memory = buffers(*(floats(*batch, 8, 4, seed=i) for i in range(4)))
+    scores = linear.matmul(q, STEPS["turned"](k))
+    for name in steps:
+        scores = STEPS[name](scores)
+    outputs = [linear.matmul(scores, v)]
+    if gradient:
+        outputs += vjp(outputs, [g], [q, k, v])
     check((outputs, memory))
