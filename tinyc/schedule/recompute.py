@@ -9,14 +9,13 @@ from __future__ import annotations
 from tinyc.diagnostics import Remark
 from tinyc.ir.cost import expression_weight
 from tinyc.ir.loop import Apply, Check, Expr, Read, Storage, rewrite, substitute, walk
-from tinyc.ir.ops import Op
 from tinyc.ir.plan import Buf, Nest, Plan, Stage
+from tinyc.schedule.stored import KEPT
 
 # Weighted operations that one element may take again in each reader: less than a division.
 WEIGHT_LIMIT = 5
 # What starts to cross kernels in a value's place has at most this share of its bytes.
 NEW_SHARE = 0.25
-KEPT = (Op.MATERIALIZE, Op.COPY, Op.BOUNDARY)
 
 
 class Readers:

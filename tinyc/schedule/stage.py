@@ -1,166 +1,23 @@
-"""Graph -> stages: which values are stored, and each stored value as loops over one expression.
-
-Views disappear here: they only rewrite the index at which a source is read.
-"""
+"""Graph -> stages: where each stored value lives, and its loops over one expression."""
 from __future__ import annotations
 
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tinyc import config
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.index import Affine, Data, Var
-from tinyc.ir.loop import (
-    Apply,
-    Check,
-    Const,
-    Expr,
-    Index,
-    Read,
-    Storage,
-    Within,
-    free_vars,
-    rewrite,
-    walk,
-)
+from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, free_vars, rewrite, walk
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
 from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, row_major
-from tinyc.ir.program import OutputSpec, Site
-from tinyc.ir.views import Between, Divides, source_index
+from tinyc.ir.program import OutputSpec
+from tinyc.schedule.expressions import Reader
+from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, size_of
 
-REDUCERS = (Op.REDUCE, Op.CONTRACT, Op.FOLD, Op.SCATTER_ADD)
-KEPT = (Op.MATERIALIZE, Op.COPY, Op.BOUNDARY)
-ALWAYS_STORED = (*REDUCERS, Op.CAT, *KEPT)
-AFFINE_VIEWS = (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE, Op.WINDOW, Op.DETACH)
-VIEWS = (*AFFINE_VIEWS, Op.PAD)
-HEAVY = (Op.EXP, Op.LOG, Op.SQRT, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.DIV, Op.IDIV, Op.MOD)
-
-# Inlined expressions stay below these sizes (operators); beyond, a value is stored.
-SHARED_LIMIT = 12
-SINGLE_LIMIT = 200
-DEPTH_LIMIT = 100
 MIN_CONTRACT_SIDE = 4
-
-
-# -- what is stored ------------------------------------------------------------------------------
-
-
-@dataclass
-class Inlined:
-    """What inlining a node costs where it is used."""
-
-    size: int = 0
-    depth: int = 0
-    heavy: bool = False
-    reduced: bool = False
-
-
-def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set[Node]:
-    """The nodes whose values are stored: in memory or, inside one nest, a register or scratch."""
-    stored = {n for n in order if n.op in ALWAYS_STORED}
-    stored.update(n for n in outputs if n.op is not Op.ASSIGN)
-    for n in order:
-        if n.op is Op.CONTRACT:
-            stored.update(contract_base(s) for s in n.src)
-    stored = {n for n in stored if n.op not in LEAVES and n.op is not Op.ASSIGN}
-    if not fuse:
-        return stored | {n for n in order if n.op in ELEMENTWISE}
-    store_shared(order, stored)
-    costs: dict[Node, Inlined] = {}
-    for n in order:
-        cost = costs[n] = inlined_cost(n, costs, stored)
-        if cost.size > SINGLE_LIMIT or cost.depth > DEPTH_LIMIT:
-            stored.add(n)
-            costs[n] = Inlined()
-        if n.op is Op.EXPAND and widens(n) and cost.heavy and n.src[0].shape:
-            stored.add(strip_views(n.src[0]))
-            costs[n] = Inlined()
-    return stored
-
-
-def store_shared(order: list[Node], stored: set[Node]) -> None:
-    """Store what several stored values are computed from, where computing it again costs more.
-
-    From the last node to the first, so that it is known which values a node reaches.
-    """
-    costs: dict[Node, Inlined] = {}
-    for n in order:
-        costs[n] = inlined_cost(n, costs, stored)
-    reached = dict.fromkeys(order, 0)
-    for i, n in enumerate(reversed(order)):
-        if n not in stored and worth_storing(n, costs[n]) and reached[n].bit_count() > 1:
-            stored.add(n)
-        bit = 1 << i if n in stored or n.op is Op.ASSIGN else reached[n]
-        for s in n.src:
-            reached[s] |= bit
-
-
-def strip_views(n: Node) -> Node:
-    """The node below a chain of views."""
-    while n.op in VIEWS:
-        n = n.src[0]
-    return n
-
-
-def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inlined:
-    """What a node costs where it is used, from the costs of its sources."""
-    if n in stored or n.op in LEAVES or n.op is Op.ASSIGN:
-        return Inlined(reduced=n.op in (Op.REDUCE, Op.CONTRACT))
-    below = [costs[s] for s in n.src]
-    own = 0 if n.op in VIEWS else 1
-    return Inlined(
-        size=min(own + sum(c.size for c in below), 10_000),
-        depth=1 + max((c.depth for c in below), default=0),
-        heavy=(n.op in HEAVY and n.dtype.kind == "f") or any(c.heavy for c in below),
-        reduced=n.op not in VIEWS and any(c.reduced for c in below),
-    )
-
-
-def worth_storing(n: Node, cost: Inlined) -> bool:
-    """True if a value used by several others is better stored than computed by each."""
-    if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0 or not n.shape:
-        return False
-    # What is computed from a reduction is stored in place of the reduction, by the same kernel.
-    return cost.heavy or cost.reduced or cost.size > SHARED_LIMIT
-
-
-def size_of(n: Node) -> int:
-    """Number of elements."""
-    return math.prod(n.shape)
-
-
-def widens(n: Node) -> bool:
-    """True if an EXPAND repeats elements."""
-    return size_of(n) > size_of(n.src[0])
-
-
-def contract_base(operand: Node) -> Node:
-    """The node below an operand's views if it can be addressed through them; else the operand."""
-    n = operand
-    while n.op in AFFINE_VIEWS:
-        n = n.src[0]
-    if n.op is Op.CONST or n.op is Op.IOTA:
-        return operand
-    idx = tuple(Affine.of(Var(f"p{i}", d)) for i, d in enumerate(operand.shape))
-    n = operand
-    while n.op in AFFINE_VIEWS:
-        idx, _ = source_index(n, idx)
-        n = n.src[0]
-    flat = row_major_address(n.shape, idx)
-    return n if flat.is_linear() else operand
-
-
-def row_major_address(shape: tuple[int, ...], idx: tuple[Affine, ...]) -> Affine:
-    """The flat index into a dense array."""
-    flat = Affine.const_of(0)
-    for stride, i in zip(row_major(shape), idx):
-        flat = flat + i * stride
-    return flat
-
 
 # (reduction variables, kind, expression)
 Body = tuple[tuple[Var, ...], str, Expr]
@@ -651,107 +508,6 @@ def hoisted_axis(stage: Stage) -> Var | None:
                 if read.index[0] == Affine.of(v) and v.extent > 1:
                     return v
     return None
-
-
-# -- expressions ---------------------------------------------------------------------------------
-
-
-class Reader:
-    """Lowers nodes to scalar expressions at an index; shared subexpressions stay shared."""
-
-    def __init__(self, b: Builder):
-        self.b = b
-        self.memo: dict[tuple, Expr] = {}
-        self.reads: list[Read] = []
-        self.members: dict[Node, None] = {}
-
-    def value(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
-        """The value of `n` at `idx`: a read if it is stored, its expression otherwise."""
-        buf = self.b.place.get(n)
-        if buf is not None:
-            return self.read(buf, idx, guard)
-        return self.computed(n, idx, guard)
-
-    def read(self, buf: Buf, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
-        key = (buf, idx, guard)
-        found = self.memo.get(key)
-        if found is None:
-            fresh = Read(buf, idx, guard)
-            self.reads.append(fresh)
-            found = self.memo[key] = fresh
-        return found
-
-    def computed(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
-        key = (n, idx, guard)
-        found = self.memo.get(key)
-        if found is None:
-            self.members[n] = None
-            found = self.memo[key] = self.lower(n, idx, guard)
-        return found
-
-    def lower(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
-        op = n.op
-        if op is Op.CONST:
-            return Const(n.value, n.dtype)
-        if op is Op.IOTA:
-            return Index(idx[0], n.dtype)
-        if op is Op.PAD:
-            at, conds = source_index(n, idx)
-            return self.guarded(n.src[0], at, as_guard(conds), guard)
-        if op in AFFINE_VIEWS or op in KEPT:
-            at, _ = source_index(n, idx)
-            return self.value(n.src[0], at, guard)
-        if op is Op.GATHER:
-            return self.gathered(n, idx, guard)
-        args = tuple(self.value(s, idx, guard) for s in n.src)
-        return Apply(op, args, n.dtype)
-
-    def guarded(self, n: Node, idx: tuple[Affine, ...], inner: tuple[Within, ...],
-                outer: tuple[Within, ...] = ()) -> Expr:
-        """`n` at `idx` where the guard holds, else zero; nothing outside is read."""
-        value = self.value(n, idx, outer + inner)
-        if not inner or isinstance(value, Read):
-            return value
-        cond: Expr = inner[0]
-        for g in inner[1:]:
-            cond = Apply(Op.AND, (cond, g), dtypes.bool_)
-        zero = Const(n.dtype.np.type(0).item(), n.dtype)
-        return Apply(Op.WHERE, (cond, value, zero), n.dtype)
-
-    def gathered(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:
-        (axis,) = n.attrs
-        x, index = n.src
-        rank = len(index.shape)
-        at = self.checked(index, idx[axis:axis + rank], x.shape[axis], n, guard)
-        found = Affine.of(Data(at, x.shape[axis], free_vars(at)))
-        source = (*idx[:axis], found, *idx[axis + rank:])
-        value = self.value(x, source, guard)
-        if isinstance(at, Check) and all(e is not at for e in walk(value)):
-            # What is the same everywhere reads no index, but an index out of range is an error.
-            held = Apply(Op.EQ, (at, at), dtypes.bool_)
-            value = Apply(Op.WHERE, (held, value, value), n.dtype)
-        return value
-
-    def checked(self, index: Node, idx: tuple[Affine, ...], bound: int, user: Node,
-                guard: tuple[Within, ...]) -> Expr:
-        """An index read from memory, kept inside its bound unless checks are switched off."""
-        if not config.current().bounds:
-            return self.value(index, idx, guard)
-        sites = self.b.plan.sites
-        sites.append(Site(user.op.name.lower(), bound, user.origin))
-        return Check(self.value(index, idx, guard), bound, len(sites), index.dtype)
-
-
-def as_guard(conds: Iterable) -> tuple[Within, ...]:
-    """View conditions as guards on indices."""
-    out = []
-    for c in conds:
-        if isinstance(c, Between):
-            out.append(Within(c.index, c.lo, c.hi, 1, dtypes.bool_))
-        elif isinstance(c, Divides):
-            lo, hi = c.index.bounds()
-            out.append(Within(c.index, lo, hi + 1, c.n, dtypes.bool_))
-    return tuple(out)
 
 
 # -- order ---------------------------------------------------------------------------------------
