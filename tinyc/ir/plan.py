@@ -5,13 +5,13 @@ Plain data. Schedulers fill it, code generators read it, reports show it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tinyc.diagnostics import Origin, Remark
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage
+from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage, rewrite, walk
 from tinyc.ir.node import Node
 from tinyc.ir.program import OutputSpec, Site
 
@@ -109,6 +109,18 @@ class Stage:
     def runs_on(self) -> bool:
         """True for a contraction that adds to its result on each iteration of an outer loop."""
         return any(v is not None and v in self.red for v in (self.hoist, self.block))
+
+    def rewrite(self, leaf: Callable[[Expr], Expr],
+                index: Callable[[Affine], Affine] = lambda a: a) -> None:
+        """Rebuild what the stage computes and where, as `loop.rewrite` does; updates its reads."""
+        def fresh(e: Expr) -> Expr:
+            return rewrite(e, leaf, index)
+
+        self.expr = fresh(self.expr)
+        self.target = tuple(index(i.map_data(fresh)) for i in self.target)
+        roots = [self.expr, *(e for i in self.target for e in i.data())]
+        self.reads = list(dict.fromkeys(
+            e for root in roots for e in walk(root) if isinstance(e, Read)))
 
     def points(self) -> int:
         """How often the expression runs."""

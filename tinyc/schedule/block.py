@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from tinyc.diagnostics import Remark
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Expr, Read, rewrite
+from tinyc.ir.loop import Expr, Read
 from tinyc.ir.plan import Buf, Leaf, Loop, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
 
@@ -183,21 +183,11 @@ def split_variable(stage: Stage, v: Var, size: int) -> dict[Var, Affine]:
 
 def rewrite_reads(stage: Stage, dims: dict[Buf, int], names: dict[Var, Affine], size: int) -> None:
     """Rename variables, and index split buffers by block and row."""
-    done: dict[Read, Read] = {}
-
     def leaf(e: Expr) -> Expr:
-        if isinstance(e, Read) and e.buf in dims:
-            d = dims[e.buf]
-            parts = (e.index[d] // size, e.index[d] % size)
-            e = Read(e.buf, (*e.index[:d], *parts, *e.index[d + 1:]), e.guard)
-        if isinstance(e, Read):
-            done[e] = e
-        return e
+        if not isinstance(e, Read) or e.buf not in dims:
+            return e
+        d = dims[e.buf]
+        parts = (e.index[d] // size, e.index[d] % size)
+        return Read(e.buf, (*e.index[:d], *parts, *e.index[d + 1:]), e.guard)
 
-    def renamed(a: Affine) -> Affine:
-        return a.substitute(names)
-
-    stage.expr = rewrite(stage.expr, leaf, renamed)
-    stage.target = tuple(renamed(i.map_data(lambda e: rewrite(e, leaf, renamed)))
-                         for i in stage.target)
-    stage.reads = list(done)
+    stage.rewrite(leaf, lambda a: a.substitute(names))

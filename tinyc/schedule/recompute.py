@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tinyc.diagnostics import Remark
 from tinyc.ir.cost import expression_weight
-from tinyc.ir.loop import Apply, Check, Expr, Read, Storage, rewrite, substitute, walk
+from tinyc.ir.loop import Apply, Check, Expr, Read, Storage, substitute, walk
 from tinyc.ir.plan import Buf, Nest, Plan, Stage
 from tinyc.schedule.stored import KEPT
 
@@ -124,8 +124,8 @@ def inline(known: Readers, reader: Stage, stage: Stage) -> None:
             return substitute(stage.expr, dict(zip(stage.axes, e.index)))
         return e
 
-    reader.expr = rewrite(rewrite(reader.expr, leaf, lambda a: a), once, lambda a: a)
-    reader.reads = list(dict.fromkeys(e for e in walk(reader.expr) if isinstance(e, Read)))
+    reader.rewrite(leaf)
+    reader.rewrite(once)
     reader.members = tuple(dict.fromkeys((*reader.members, stage.node, *stage.members)))
     producers = dict.fromkeys(reader.producers)
     del producers[stage]

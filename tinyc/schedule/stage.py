@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from tinyc.ir import dtype as dtypes
 from tinyc.ir.index import Affine, Data, Var
-from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, free_vars, rewrite, walk
+from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, free_vars
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
 from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, row_major
@@ -558,12 +558,7 @@ def read_instead(b: Builder, stage: Stage, old: Buf, new: Buf) -> None:
     def leaf(e: Expr) -> Expr:
         return replace(e, buf=new) if isinstance(e, Read) and e.buf is old else e
 
-    stage.expr = rewrite(stage.expr, leaf, lambda a: a)
-    stage.target = tuple(i.map_data(lambda e: rewrite(e, leaf, lambda a: a))
-                         for i in stage.target)
-    roots = [stage.expr, *(e for i in stage.target for e in i.data())]
-    stage.reads = list(dict.fromkeys(
-        e for root in roots for e in walk(root) if isinstance(e, Read)))
+    stage.rewrite(leaf)
     stage.producers = list(dict.fromkeys(
         w for r in stage.reads for w in b.writers.get(r.buf, ())))
 
