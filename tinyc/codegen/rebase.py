@@ -18,7 +18,7 @@ from tinyc.ir.loop import (
     Stmt,
     Storage,
     Store,
-    loads,
+    loads_of,
     rewrite,
     statements,
     transform,
@@ -47,15 +47,8 @@ def rebase(kernel: LoopKernel) -> tuple[LoopKernel, Bases]:
 
 def accesses(stmt: Stmt) -> list[tuple[Storage, Affine]]:
     """The storages that a statement itself reads and writes, and at which index."""
-    if isinstance(stmt, Store):
-        roots = [stmt.value, *stmt.index.data()]
-        found = [load for root in roots for load in loads(root)]
-        return [(stmt.storage, stmt.index), *((x.storage, x.index) for x in found)]
-    if isinstance(stmt, If):
-        return [(x.storage, x.index) for x in loads(stmt.cond)]
-    if isinstance(stmt, MicroKernel):
-        return [(x.storage, x.index) for x in (stmt.a, stmt.b)]
-    return [(stmt.b.storage, stmt.b.index)] if isinstance(stmt, MicroPack) else []
+    stored = [(stmt.storage, stmt.index)] if isinstance(stmt, Store) else []
+    return [*stored, *((load.storage, load.index) for load in loads_of(stmt))]
 
 
 def relative(stmt: Stmt, bases: Bases) -> Stmt:

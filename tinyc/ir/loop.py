@@ -324,6 +324,21 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
             stack.extend(reversed(stmt.body))
 
 
+def loads_of(stmt: Stmt) -> list[Load]:
+    """The loads that a statement itself makes, in its indices too; not those of statements below.
+    """
+    roots: tuple[Expr, ...] = ()
+    if isinstance(stmt, Store):
+        roots = (stmt.value, *stmt.index.data())
+    elif isinstance(stmt, If):
+        roots = (stmt.cond,)
+    elif isinstance(stmt, (Contraction, MicroKernel)):
+        roots = (stmt.a, stmt.b)
+    elif isinstance(stmt, MicroPack):
+        roots = (stmt.b,)
+    return [load for root in roots for load in loads(root)]
+
+
 def transform(body: tuple[Stmt, ...], fn: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
     """Rebuild a tree bottom-up; `fn` maps each rebuilt statement to the ones that replace it."""
     out: list[Stmt] = []

@@ -4,15 +4,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyc.ir.loop import (
-    Contraction,
-    Expr,
-    If,
     LoopKernel,
-    MicroKernel,
-    MicroPack,
     Storage,
     Store,
-    loads,
+    loads_of,
     replace_storage,
     statements,
 )
@@ -34,25 +29,12 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
     """(read, written) storages of a kernel, in order of first use."""
     reads: dict[Storage, None] = {}
     writes: dict[Storage, None] = {}
-
-    def use(expr: Expr) -> None:
-        reads.update((load.storage, None) for load in loads(expr))
-
     for stmt in statements(kernel.body + kernel.finish):
+        reads.update((load.storage, None) for load in loads_of(stmt))
         if isinstance(stmt, Store):
-            use(stmt.value)
-            for e in stmt.index.data():
-                use(e)
             writes[stmt.storage] = None
             if stmt.accumulate:
                 reads[stmt.storage] = None
-        elif isinstance(stmt, If):
-            use(stmt.cond)
-        elif isinstance(stmt, (Contraction, MicroKernel)):
-            use(stmt.a)
-            use(stmt.b)
-        elif isinstance(stmt, MicroPack):
-            use(stmt.b)
     return reads, writes
 
 
@@ -95,19 +77,9 @@ def fits(old: Storage, new: Storage) -> bool:
 def aligned(kernel: LoopKernel, old: Storage, new: Storage) -> bool:
     """True if `old` is read only by the statements that store the same element of `new`."""
     for stmt in statements(kernel.body + kernel.finish):
-        if isinstance(stmt, MicroKernel):
-            if old in (stmt.a.storage, stmt.b.storage):
-                return False
-        elif isinstance(stmt, MicroPack):
-            if old is stmt.b.storage:
-                return False
-        elif isinstance(stmt, Store):
-            exprs = [stmt.value, *stmt.index.data()]
-            used = [load for e in exprs for load in loads(e) if load.storage is old]
-            if any(stmt.storage is not new or stmt.accumulate or load.index != stmt.index
-                   for load in used):
-                return False
-        elif isinstance(stmt, If) and any(load.storage is old for load in loads(stmt.cond)):
+        used = [load for load in loads_of(stmt) if load.storage is old]
+        if used and (not isinstance(stmt, Store) or stmt.storage is not new or stmt.accumulate
+                     or any(load.index != stmt.index for load in used)):
             return False
     return True
 
