@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-Line = list  # [path, number], as a report's data names a line of the user
-
 
 class Safe(str):
     """Text that is markup already: ``element`` puts it in as it is and escapes any other."""

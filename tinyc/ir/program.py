@@ -72,10 +72,6 @@ class KernelInfo:
     source_members: tuple[str, ...] = ()
     phase: str = "forward"
 
-    def member_names(self) -> tuple[str, ...]:
-        """The names of the members, without their types."""
-        return tuple(text.partition(" ")[0] for text in self.members)
-
 
 @dataclass(frozen=True)
 class StorageInfo:
