@@ -1,5 +1,5 @@
 # Everything is set up in .venv; stamps in it remember which extras are installed.
-#   make demo | test [PYTEST="-k fuse"] | lint | bench [BENCH="-w mlp"] | peers | clean
+#   make demo | test [PYTEST="-k fuse"] | lint | bench [BENCH="-w mlp"] | standing | peers | clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
@@ -10,7 +10,7 @@ PYTEST ?=
 BENCH ?=
 PEERS := benchmarks/.venvs
 
-.PHONY: demo test lint bench peers clean
+.PHONY: demo test lint bench standing peers clean
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/tinyc demo
@@ -26,6 +26,9 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/run.py $(BENCH)
 	$(BIN)/python benchmarks/micro.py
+
+standing: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/standing.py $(BENCH)
 
 peers: $(PEERS)/torch.stamp $(PEERS)/jax.stamp $(PEERS)/tinygrad.stamp $(PEERS)/numpy.stamp
 

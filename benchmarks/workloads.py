@@ -64,7 +64,8 @@ def _add_convolutions() -> None:
         flops = 2 * n * co * (ci // g) * k * k * h * h
         common = {"N": n, "Ci": ci, "Co": co, "k": k, "H": h, "g": g}
         _add(name + "_fwd", "conv", "conv", bwd=False, flops=flops, **common)
-        _add(name + "_fb", "conv", "conv", bwd=True, flops=3 * flops, **common)
+        # the gradients of x and of w; they need no result of the forward pass
+        _add(name + "_fb", "conv", "conv", bwd=True, flops=2 * flops, **common)
 
 
 def _add_attention() -> None:

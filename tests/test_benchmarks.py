@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-OURS = ("adapters", "machine", "processes", "report", "results", "weights", "workloads")
+OURS = ("adapters", "machine", "processes", "report", "results", "standing", "weights", "workloads")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -138,3 +138,78 @@ def test_steps_are_few_kernels_that_compute_no_more_and_move_less(name):
     assert len(fused.kernels) <= STEPS[name]
     assert fused.flops <= 1.15 * unfused.flops
     assert fused.bytes_moved < unfused.bytes_moved
+
+
+def measured(ours: float, peers: dict[str, float], name: str = "mm_256", **more) -> dict:
+    columns = {"tinyc:jit": cell(ours, losses=[1.0])}
+    columns |= {peer: cell(time, losses=[1.0]) for peer, time in peers.items()}
+    return {"bench": {name: columns}, **more}
+
+
+def test_a_ratio_is_to_the_best_peer_of_each_run_and_met_from_095_on():
+    import standing
+
+    runs = [
+        measured(1.0, {"torch:eager": 1.0, "jax:jit": 2.0}),
+        measured(1.0, {"torch:eager": 3.0, "jax:jit": 0.9}),
+        measured(2.0, {"torch:eager": 2.8, "jax:jit": 6.0}),
+    ]
+    (row,) = standing.standings(runs)
+    assert row.ratio == pytest.approx(1.0) and row.peer == "torch:eager, jax:jit"
+    assert row.met  # 1.05 was wanted, and 0.95 of it is enough
+    (row,) = standing.standings([measured(1.0, {"jax:jit": 0.99})])
+    assert not row.met
+    assert standing.standings([measured(1.0, {})]) == []
+
+
+def test_a_share_of_the_ceiling_can_fall_short_alone():
+    import standing
+    import workloads
+
+    bandwidth = {"fma4_nt": {"median": 50.0}, "others": 0.0}
+    peaks = {
+        "fma_peak_1": [{"gflops_max": 100.0}],
+        "fma_peak_2": [{"gflops_max": 200.0}],
+        "stream_2": [bandwidth],
+    }
+    moved = workloads.WORKLOADS["ew_fma64m"]["bytes"]
+    for share, met in ((0.84, False), (0.86, True)):
+        ours = moved / (50e9 * share)
+        run = measured(ours, {"jax:jit": 2 * ours}, "ew_fma64m", ceilings=peaks)
+        (row,) = standing.standings([run])
+        assert row.share == pytest.approx(share) and row.met is met
+
+
+def test_memory_is_compared_strictly_and_with_pytorch_and_jax_only():
+    import standing
+
+    run = measured(1.0, {"torch:eager": 2.0, "tinygrad:jit": 3.0}, "mlp")
+    for framework, mib in (("tinyc:jit", 51.0), ("torch:eager", 100.0), ("tinygrad:jit", 1.0)):
+        run["bench"]["mlp"][framework]["rounds"][0]["rss_mib"] = mib
+    speed, memory = standing.standings([run])
+    assert speed.met and not memory.met and memory.peer == "torch:eager"
+
+
+def test_the_table_of_standings_names_what_is_short():
+    import standing
+
+    runs = [measured(1.0, {"jax:jit": 0.5}), measured(1.0, {"jax:jit": 0.6})]
+    text = standing.render(runs)
+    assert "0.55x" in text and "0 of 1 rows met; short: mm_256" in text
+    start = [
+        {"kind": kind, "wall": wall, "import_s": 0.0, "build_s": 0.0, "first_step_s": 0.0}
+        for kind, wall in (("cold", 1.0), ("warm", 0.5))
+    ]
+    slower = [{**sample, "wall": 3 * sample["wall"]} for sample in start]
+    starts = {"lenet64|tinyc:jit": start, "lenet64|jax:jit": slower}
+    text = standing.render([{"latency": {"first_step": starts}}])
+    assert "2 of 2 rows met" in text and "Geometric mean" not in text
+
+
+def test_the_headline_is_the_geometric_mean_of_the_six():
+    import standing
+
+    merged: dict = {"bench": {}}
+    for place, name in enumerate(standing.TRAINING):
+        merged["bench"] |= measured(1.0, {"jax:jit": 2.0 ** (place % 2)}, name)["bench"]
+    assert standing.headline(standing.standings([merged])) == pytest.approx(2.0**0.5)
