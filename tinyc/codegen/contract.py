@@ -18,6 +18,7 @@ from tinyc.codegen.panel import (
     runs_along_rows,
     unravel_over,
 )
+from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -42,11 +43,11 @@ def grid_chunks(stage: Stage, target: Target) -> int:
     return max(1, min(target.chunks, flops // FLOPS_PER_CHUNK))
 
 
-def schedule_contractions(body: tuple[Stmt, ...], name: str, chunks: int,
-                          target: Target) -> tuple[Stmt, ...]:
+def schedule_contractions(body: tuple[Stmt, ...], name: str, chunks: int, target: Target,
+                          choices: Choices = RULES) -> tuple[Stmt, ...]:
     """Replace every Contraction of a kernel body by packs, register tiles and epilogues."""
     written = {s.storage for s in statements(body) if isinstance(s, Store)}
-    place = Place(name, chunks, written)
+    place = Place(name, chunks, written, choices)
     new = tuple(t for stmt in body for t in expand(place, stmt, (), target))
     return (*place.packs.get(None, ()), *new)
 
@@ -68,9 +69,9 @@ def tiles(place: Place, c: Contraction, around: tuple[Var, ...], target: Target)
     place.made += 1
     suffix = f"{place.kernel.split('_')[0]}_{place.made}"
     n, m = elements(c.cols), elements(c.rows)
-    shape = choose_tile(m, n, c.tile.dtype.itemsize, target)
+    shape = choose_tile(m, n, c.tile.dtype.itemsize, target, place.choices.tile)
     depth = depth_order(c)
-    cut = deep.cut_depth(c, around, depth, target)
+    cut = deep.cut_depth(c, around, depth, target, place.choices.depth)
     if cut is not None:
         return deep.deep_tiles(place, c, cut, depth, shape, suffix)
     group = tiles_in_block(c, shape, m)
@@ -115,7 +116,7 @@ def divide(place: Place, around: tuple[Var, ...], panels: int, blocks: int, suff
     """Choose which of panels and blocks of rows the chunks divide, if they divide a contraction."""
     down = across = 1
     if not around and place.chunks > 1:
-        down, across = cells(place.chunks, panels, blocks)
+        down, across = cells(place.chunks, panels, blocks, across=place.choices.across)
     whole = down == 1 or across == 1
     p = Var(f"jt_{suffix}", panels if whole else -(-panels // across))
     b = Var(f"ib_{suffix}", blocks if whole else -(-blocks // down))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
 from tinyc.diagnostics import ScheduleError
+from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, loads, transform
 from tinyc.ir.plan_text import block_lines
 from tinyc.ir.program import Target
@@ -22,17 +23,18 @@ UNROLL_TOTAL = 16
 UNROLL_STATEMENTS = 48
 
 
-def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
+def schedule(kernel: LoopKernel, target: Target, choices: Choices = RULES) -> LoopKernel:
     """The kernel with its contractions, rows and maps scheduled for a CPU."""
     p.number_names()
-    body = schedule_contractions(kernel.body, kernel.name, kernel.chunks, target)
+    body = schedule_contractions(kernel.body, kernel.name, kernel.chunks, target, choices)
     note(kernel, "tile contractions", kernel.body, body)
-    body = rows_and_maps(body, kernel, target)
-    finish = rows_and_maps(kernel.finish, kernel, target)
+    body = rows_and_maps(body, kernel, target, choices)
+    finish = rows_and_maps(kernel.finish, kernel, target, choices)
     return replace(kernel, body=body, finish=finish)
 
 
-def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) -> tuple[Stmt, ...]:
+def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
+                  choices: Choices) -> tuple[Stmt, ...]:
     """Loops without contractions: collapse, unroll, keep sums in registers, lanes, hoisting."""
     steps = (
         ("collapse", everywhere(collapse_all)),
@@ -40,7 +42,7 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target) ->
         ("keep sums in registers", from_the_root(keep_sums)),
         ("unroll", from_the_root(lambda s: unroll_short(s, None))),
         ("block chunks", everywhere(lambda s: block_chunks(s, kernel))),
-        ("sum in lanes", from_the_root(lambda s: lanes(s, target))),
+        ("sum in lanes", from_the_root(lambda s: lanes(s, target, choices))),
         ("hoist", everywhere(hoist_all)),
         ("inline single iterations", everywhere(inline_single)),
         ("vectorize", everywhere(vectorize_all)),
@@ -142,16 +144,18 @@ def block_chunks(stmt: Stmt, kernel: LoopKernel) -> tuple[Stmt, ...]:
     return (stmt,)
 
 
-def lanes(stmt: Stmt, target: Target) -> tuple[Stmt, ...]:
+def lanes(stmt: Stmt, target: Target, choices: Choices) -> tuple[Stmt, ...]:
     """Several accumulators for reductions, kept through all loops that the sum runs over."""
     if isinstance(stmt, If):
-        return (replace(stmt, body=tuple(t for s in stmt.body for t in lanes(s, target))),)
+        return (replace(stmt, body=tuple(
+            t for s in stmt.body for t in lanes(s, target, choices))),)
     if not isinstance(stmt, For):
         return (stmt,)
     out: list[Stmt] = []
-    for s in p.interleave(stmt, target.lanes):
+    for s in p.interleave(stmt, target.lanes, choices.sums):
         if isinstance(s, For):
-            s = replace(s, body=tuple(t for inner in s.body for t in lanes(inner, target)))
+            s = replace(s, body=tuple(
+                t for inner in s.body for t in lanes(inner, target, choices)))
         out.append(s)
     return tuple(out)
 

@@ -42,27 +42,33 @@ class Deep:
 
 
 def cut_depth(c: Contraction, around: tuple[Var, ...], depth: tuple[Var, ...],
-              target: Target) -> Deep | None:
-    """The cut of a contraction for which it pays, None for others."""
+              target: Target, block: int | None = None) -> Deep | None:
+    """The cut of a contraction for which it pays, None for others.
+
+    `block` overrules that: about how many points a block has, 0 for no cut.
+    """
     size = elements(depth)
     if around or not depth or runs_along_rows(c) or not steps_evenly(c.a.index, c.rows, 1):
         return None
-    if elements(c.rows) * size * c.a.dtype.itemsize <= 2 * target.l2:
+    small = elements(c.rows) * size * c.a.dtype.itemsize <= 2 * target.l2
+    if block == 0 or (block is None and small):
         return None
     a_stride, b_stride = (x.index.coeff(depth[-1]) for x in (c.a, c.b))
     even = steps_evenly(c.a.index, depth, a_stride) and steps_evenly(c.b.index, depth, b_stride)
     lengths = [n for n in range(SHORTEST, min(LONGEST, size - 1) + 1) if size % n == 0]
     if not even or not lengths:
         return None
-    block = min(lengths, key=lambda n: max(n / BLOCK, BLOCK / n))
-    return Deep(block, size // block, a_stride, b_stride)
+    wanted = block or BLOCK
+    length = min(lengths, key=lambda n: max(n / wanted, wanted / n))
+    return Deep(length, size // length, a_stride, b_stride)
 
 
 def deep_tiles(place: Place, c: Contraction, cut: Deep, depth: tuple[Var, ...], shape: Tile,
                suffix: str) -> Stmt:
     """for cells: (for blocks of the depth: copy rows; for panels: [pack], tiles), epilogue."""
     panels, rows = -(-elements(c.cols) // shape.width), -(-elements(c.rows) // shape.rows)
-    down, across = cells(place.chunks, panels, rows, COPY_TILES, COPY_TILES)
+    down, across = cells(place.chunks, panels, rows, COPY_TILES, COPY_TILES,
+                         place.choices.across)
     grid = cell_loops(down, across, panels, rows, suffix)
     kb, k = Var(f"kb_{suffix}", cut.blocks), Var(f"k_{suffix}", cut.block)
     at_depth = Affine.of(kb) * cut.block + Affine.of(k)

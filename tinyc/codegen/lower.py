@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from tinyc.codegen.contract import grid_chunks
 from tinyc.codegen.primitives import identity
+from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -57,8 +58,9 @@ class Lowering:
         return found
 
 
-def lower_nest(plan: Plan, nest: Nest, target: Target) -> LoopKernel:
+def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES) -> LoopKernel:
     """The unscheduled loops of one kernel."""
+    target = choices.on(target)
     stages = nest.stages()
     chunks = chunk_count(nest, stages, target)
     low = Lowering(plan, nest, target, Var("chunk", chunks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
@@ -46,28 +47,34 @@ class Tile:
     width: int
 
 
-def choose_tile(rows: int, columns: int, itemsize: int, target: Target) -> Tile:
+def choose_tile(rows: int, columns: int, itemsize: int, target: Target,
+                chosen: tuple[int, int] | None = None) -> Tile:
     """The tile that wastes least of its lanes; two vectors hide more latency than one.
 
     It is as high as the registers allow, less what would be computed beyond the last row.
+    `chosen`: (rows, vectors) of the tile to take instead.
     """
     lanes = target.lanes * 4 // itemsize
     options = [(Tile(target.tile_rows, lanes, 2 * lanes), 1.0),
                (Tile(ONE_VECTOR_ROWS, lanes, lanes), ONE_VECTOR_SHARE)]
     if lanes >= 8:
         options.append((Tile(ONE_VECTOR_ROWS, lanes // 2, lanes // 2), HALF_VECTOR_SHARE))
+    if chosen is not None:
+        options = [(Tile(chosen[0], lanes, chosen[1] * lanes), 1.0)]
     best = min(options, key=lambda o: -(-columns // o[0].width) * o[0].width / o[1])[0]
     return replace(best, rows=-(-rows // max(1, -(-rows // best.rows))))
 
 
 @dataclass
 class Place:
-    """The kernel of a contraction: what it writes, how many contractions were scheduled so far,
-    and what is packed inside each loop (None: before all loops), ahead of all else there."""
+    """The kernel of a contraction: what it writes, how it is to be made, how many contractions were
+    scheduled so far, and what is packed inside each loop (None: before all loops), ahead of all
+    else there."""
 
     kernel: str
     chunks: int
     written: set[Storage]
+    choices: Choices = RULES
     packs: dict[Var | None, list[Stmt]] = field(default_factory=dict)
     made: int = 0
 
@@ -97,16 +104,18 @@ def cell_loops(down: int, across: int, panels: int, blocks: int, suffix: str) ->
 
 
 def cells(chunks: int, panels: int, blocks: int, pack: float = PACK_TILES,
-          rows: float = 0.0) -> tuple[int, int]:
+          rows: float = 0.0, across: int | None = None) -> tuple[int, int]:
     """(ranges of blocks, ranges of panels) with the least work, packing and idle threads at the
     end included: as long as the last cell takes, another thread may have nothing to do.
-    `pack` and `rows` are what it costs to make a panel and the rows of a tile ready, in tiles."""
+    `pack` and `rows` are what it costs to make a panel and the rows of a tile ready, in tiles.
+    With `across` there are so many ranges of panels, if there can be."""
+    most = min(panels, chunks)
     options = []
-    for across in range(1, min(panels, chunks) + 1):
-        for down in range(1, min(blocks, chunks // across) + 1):
-            wide, high = -(-panels // across), -(-blocks // down)
+    for wanted in range(1, most + 1) if across is None else [min(across, most)]:
+        for down in range(1, min(blocks, chunks // wanted) + 1):
+            wide, high = -(-panels // wanted), -(-blocks // down)
             work = wide * (high + pack) + high * rows
-            options.append(((down * across + 1) * work, down, across))
+            options.append(((down * wanted + 1) * work, down, wanted))
     return min(options)[1:]
 
 
@@ -133,7 +142,7 @@ def column_panel(place: Place, c: Contraction, shape: Tile, panel: Affine, depth
 
     What does not change in the innermost loops is packed whole, once, outside of them.
     """
-    direct = in_place_panel(c, shape, panel, depth)
+    direct = in_place_panel(c, shape, panel, depth, place.choices.pack)
     if direct is not None:
         return (*direct, ())
     size = elements(depth) * shape.width
@@ -154,12 +163,17 @@ def column_panel(place: Place, c: Contraction, shape: Tile, panel: Affine, depth
 
 
 def in_place_panel(c: Contraction, shape: Tile, panel: Affine,
-                   depth: tuple[Var, ...]) -> tuple[Load, int] | None:
-    """The column operand itself if its rows are whole vectors, evenly and not too far spaced."""
-    if len(c.cols) != 1 or c.cols[0].extent % shape.width or c.b.index.coeff(c.cols[0]) != 1:
+                   depth: tuple[Var, ...], pack: bool | None = None) -> tuple[Load, int] | None:
+    """The column operand itself if its rows are whole vectors, evenly and not too far spaced.
+
+    `pack` overrules what is too far, or all of it.
+    """
+    if pack or len(c.cols) != 1:
+        return None
+    if c.cols[0].extent % shape.width or c.b.index.coeff(c.cols[0]) != 1:
         return None
     stride = c.b.index.coeff(depth[-1]) if depth else 0
-    far = abs(stride) * c.b.dtype.itemsize > IN_PLACE_STRIDE
+    far = pack is None and abs(stride) * c.b.dtype.itemsize > IN_PLACE_STRIDE
     if not steps_evenly(c.b.index, depth, stride) or (
             far and elements(c.rows) > IN_PLACE_TILES * shape.rows):
         return None

@@ -234,15 +234,16 @@ def has_loops(loop: For) -> bool:
 WIDEST_LANES = 64
 
 
-def interleave(loop: For, lanes: int) -> tuple[Stmt, ...]:
+def interleave(loop: For, lanes: int, vectors: int | None = None) -> tuple[Stmt, ...]:
     """Reductions into registers get an accumulator for each lane of the innermost loop, kept
-    while `loop` runs and combined in a fixed order after it.
+    while `loop` runs and combined in a fixed order after it; with `vectors`, of so many vectors if
+    the loop is long enough.
 
     for i: for j < N: s += f(i, j)
       ->  for i: for j < N/L: simd l < L: v[l] += f(i, L*j + l); rest;   then s += v[0] + v[1] ..
     """
     found = outer_sums(loop)
-    plan = {inner: lane_count(inner, inner is loop, lanes) for inner in found}
+    plan = {inner: lane_count(inner, inner is loop, lanes, vectors) for inner in found}
     found = {inner: sums for inner, sums in found.items() if plan[inner]}
     if not found:
         return (loop,)
@@ -262,9 +263,11 @@ def interleave(loop: For, lanes: int) -> tuple[Stmt, ...]:
     return (*before, *body, *after)
 
 
-def lane_count(inner: For, alone: bool, lanes: int) -> int:
+def lane_count(inner: For, alone: bool, lanes: int, vectors: int | None = None) -> int:
     """How many accumulators a loop gets; 0 if one is as good."""
     n = inner.var.extent
+    if vectors is not None and n >= 2 * vectors * lanes:
+        return vectors * lanes
     if alone:
         return 4 * lanes if n >= 32 * lanes else lanes if n >= 2 * lanes else 0
     if n >= 8 * lanes:
