@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +61,52 @@ def test_a_loop_of_allocations_takes_memory_once():
 
 def test_large_blocks_are_aligned_to_huge_pages():
     assert Buffer("cpu", f32, (1 << 20,)).ptr % HUGE_PAGE == 0
+
+
+def mapping_of(address: int) -> str:
+    """What the system says of the mapping that holds an address."""
+    text = Path("/proc/self/smaps").read_text()
+    for entry in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE):
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", entry)
+        if found and int(found[1], 16) <= address < int(found[2], 16):
+            return entry
+    raise AssertionError(f"no mapping holds {address:#x}")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="reads /proc")
+def test_the_system_is_asked_for_huge_pages_for_private_memory():
+    buffer = Buffer("cpu", f32, (1 << 21,))
+    entry = mapping_of(buffer.ptr)
+    assert entry.split()[1] == "rw-p"
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        assert " hg" in next(line for line in entry.splitlines() if line.startswith("VmFlags"))
+
+
+@pytest.mark.parametrize("shape", [(10,), (1 << 16,), (1 << 21,)], ids=str)
+def test_a_forked_child_has_memory_of_its_own(shape):
+    buffer = Buffer("cpu", f32, shape)
+    buffer.array[...] = 1
+    pid = os.fork()
+    if pid == 0:
+        buffer.array[...] = 2
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (buffer.array == 1).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="reads /proc")
+def test_trimmed_memory_goes_back_to_the_system():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    allocator = Allocator()
+    arrays = [allocator.array(f32, (1 << 16,))[0] for _ in range(100)]
+    for array in arrays:
+        array[...] = 1
+    before = resident()
+    del arrays, array
+    allocator.trim()
+    assert allocator.held_bytes == 0 and resident() < before - 20 * (1 << 20)
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 64, 65, 255, 257, 1000, 4097, 1 << 20, 5_000_000])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tinyc.runtime.buffer import ALLOCATOR
 from tinyc.state import categorize
 from tinyc.tensor import Tensor
 
@@ -112,6 +113,7 @@ def _move(params: list[Tensor]) -> None:
     for param in params:
         param.become_alias(base, begin)
         begin += param.numel()
+    ALLOCATOR.trim()  # nothing is likely to want what so many parameters have left behind
 
 
 class Run:

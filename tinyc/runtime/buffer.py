@@ -18,6 +18,8 @@ from tinyc.ir.dtype import DType, from_numpy
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
 LARGE = 4 << 20
+# From here on blocks are mappings of their own, which nothing keeps from going back.
+MAPPED = 128 << 10
 # Freed memory beyond this, and beyond what is live, goes back to the system.
 KEEP_FREE = 256 << 20
 
@@ -204,18 +206,23 @@ def size_class(nbytes: int) -> int:
 
 
 def system_block(size: int) -> Block:
-    """Take a block from the system, aligned to a cache line or, from 4 MiB on, a huge page."""
-    if size < LARGE:
+    """Take a block from the system, aligned to a cache line or, from 4 MiB on, a huge page.
+
+    Where its owner dies, the memory goes back at once if it is of 128 KiB or more.
+    """
+    if size < MAPPED:
         raw = np.empty(size + ALIGNMENT, np.uint8)
         address = raw.ctypes.data
         return Block(address + -address % ALIGNMENT, size, raw)
+    slack = HUGE_PAGE if size >= LARGE else 0
     try:
-        region = mmap.mmap(-1, size + HUGE_PAGE)
+        # Private: shared pages are never huge, and a forked child would write to its parent's.
+        region = mmap.mmap(-1, size + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(str(error)) from None
     address = np.frombuffer(region, np.uint8, 1).ctypes.data
-    offset = -address % HUGE_PAGE
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    offset = -address % HUGE_PAGE if slack else 0
+    if slack and hasattr(mmap, "MADV_HUGEPAGE"):
         # Without huge pages in the kernel the memory is as good, only slower.
         with contextlib.suppress(OSError):
             region.madvise(mmap.MADV_HUGEPAGE, offset, size)
