@@ -327,14 +327,13 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
 
 
 def host_target() -> Target:
-    """The CPU that runs: its vector registers decide the register tile.
-
-    AVX-512 has twice as many of them as its predecessors, so twice as many rows."""
+    """The CPU that runs, or less of it where the switch `isa` says so: its vector registers decide
+    the register tile."""
     from tinyc.ir.program import CPU
-    from tinyc.runtime.toolchain import float_lanes
+    from tinyc.runtime.isa import isa_in_force
 
-    lanes = float_lanes()
-    return replace(CPU, lanes=lanes, tile_rows=CPU.tile_rows * (2 if lanes == 16 else 1))
+    isa = isa_in_force()
+    return replace(CPU, lanes=isa.lanes, tile_rows=isa.tile_rows)
 
 
 def report(verb: str, outputs: tuple[Node, ...], program: Program, library: Path | None,

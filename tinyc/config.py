@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 DEVICES = ("cpu", "numpy", "interpret")
+ISAS = ("native", "avx512", "avx2", "sse2", "neon", "scalar")
 PREFIX = "TINYC_"
 
 _DEBUG_FORM = re.compile(r"(\d+)(?::([^@]*))?(?:@(.*))?")
@@ -68,6 +69,7 @@ class Settings:
     device: str = _switch("cpu", "where new tensors live and are computed", DEVICES)
     fuse: bool = _switch(True, "put several operations in one kernel; 0 runs one op a kernel")
     threads: int = _switch(0, "threads of the native pool; 0 means as many as there are cores")
+    isa: str = _switch("native", "vector instructions that code is made for", ISAS)
     check: bool = _switch(False, "verify after every pass and compare results with numpy")
     bounds: bool = _switch(True, "check data-dependent indices; a bad one raises IndexError")
     break_at: str = _switch("", "stop in kernels or lines that this finds, on device interpret")

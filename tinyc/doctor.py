@@ -107,7 +107,7 @@ def compiler() -> list[Finding]:
         found = find_compiler()
     except CompileError as error:
         tried = "; ".join(line.strip() for line in str(error).splitlines()[1:-2])
-        text = f"none works ({tried})"
+        text = f"none works ({tried or error})"
         return [Finding(section, "compiler", "bad", text, pip_install("ziglang"))]
     lines = [
         Finding(section, "compiler", "good", " ".join(found.command)),
@@ -130,17 +130,22 @@ def compiler() -> list[Finding]:
 def processor() -> list[Finding]:
     """Return what the code generator knows of the CPU."""
     from tinyc.runtime.cpu import cpu_count
-    from tinyc.runtime.toolchain import cpu_features, float_lanes
+    from tinyc.runtime.isa import cpu_features, isa_in_force
 
     section = "processor"
     words = set(cpu_features().replace("=", " ").split())
     known = [name for name in FEATURES if name in words]
     threads = config.current().threads or cpu_count()
-    vectors = f"{float_lanes()} f32 numbers ({', '.join(known) or 'no extension known here'})"
+    try:
+        isa = isa_in_force()
+        text = f"{isa.name}, {isa.lanes} f32 numbers ({', '.join(known) or 'no extension known'})"
+        vectors = Finding(section, "vectors", "good", text)
+    except CompileError as error:
+        vectors = Finding(section, "vectors", "bad", str(error), "TINYC_ISA=native")
     return [
         Finding(section, "cores", "good", f"{cpu_count()} usable of {os.cpu_count()}"),
         Finding(section, "threads", "good", str(threads)),
-        Finding(section, "vectors", "good", vectors),
+        vectors,
     ]
 
 

@@ -16,7 +16,7 @@ from tinyc.ir import build as b
 from tinyc.ir.loop import For, MicroKernel, MicroPack, statements
 from tinyc.ir.node import Node
 from tinyc.ir.program import CPU
-from tinyc.runtime.toolchain import float_lanes
+from tinyc.runtime.isa import isa_in_force
 
 
 def product(m: int, n: int, k: int, kind: str) -> tuple[list[Node], dict, np.ndarray]:
@@ -101,7 +101,7 @@ def test_deep_products_of_rows_that_lie_across_the_depth(
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
         with monkeypatch.context() as patch:
             patch.setattr(compiler, "host_target", lambda: replace(small, lanes=16, tile_rows=12)
-                          if float_lanes() == 16 else small)
+                          if isa_in_force().lanes == 16 else small)
             np.testing.assert_allclose(Compiled(graph)(memory, threads=2)[0], expected,
                                        rtol=1e-5, atol=1e-5)
 

@@ -176,7 +176,6 @@ def test_code_for_another_cpu_is_not_used(cache, monkeypatch):
 
 def test_the_cpu_is_described():
     assert os.uname().machine in toolchain.cpu_features()
-    assert toolchain.float_lanes() in (4, 8, 16)
 
 
 def test_a_compiler_is_probed_once(cache, bin_dir):

@@ -148,7 +148,7 @@ def helper(name: str) -> str:
     t = TYPES[types[0]]
     if what == "max":
         test = "(a > b) | (a != a)" if types[0] in ("f32", "f64") else "a > b"
-        return f"static inline {t} tc_{name}({t} a, {t} b) {{ return {test} ? a : b; }}"
+        return f"static inline {t} tc_{name}({t} a, {t} b) {{ return ({test}) ? a : b; }}"
     if what == "to":
         return f"static inline {t} tc_{name}({TYPES[types[1]]} a) {{ return ({t})a; }}"
     if what == "bitcast":
@@ -168,7 +168,7 @@ INTEGER = {
             "{t} q = a / b; return q - ((a % b != 0) & ((a < 0) != (b < 0))); }}",
     "mod": "static inline {t} tc_{name}({t} a, {t} b) {{ if (b == 0) return 0; "
            "if (b == ({t})-1 && ({t})-1 < 0) return 0; "
-           "{t} r = a % b; return r + ((r != 0) & ((r < 0) != (b < 0)) ? b : 0); }}",
+           "{t} r = a % b; return r + (((r != 0) & ((r < 0) != (b < 0))) ? b : 0); }}",
     "pow": "static inline {t} tc_{name}({t} a, {t} b) {{ {t} r = 1; "
            "if (b < 0) return a == 1 ? 1 : a == ({t})-1 ? (b & 1 ? a : 1) : 0; "
            "for (; b; b >>= 1) {{ if (b & 1) r *= a; a *= a; }} return r; }}",

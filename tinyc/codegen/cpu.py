@@ -21,6 +21,8 @@ UNROLL_SUM = 8
 UNROLL_MAP = 4
 UNROLL_TOTAL = 16
 UNROLL_STATEMENTS = 48
+# Without vectors, too, sums that do not wait for each other are worth having.
+FEWEST_SUMS = 4
 
 
 def schedule(kernel: LoopKernel, target: Target, choices: Choices = RULES) -> LoopKernel:
@@ -152,7 +154,7 @@ def lanes(stmt: Stmt, target: Target, choices: Choices) -> tuple[Stmt, ...]:
     if not isinstance(stmt, For):
         return (stmt,)
     out: list[Stmt] = []
-    for s in p.interleave(stmt, target.lanes, choices.sums):
+    for s in p.interleave(stmt, max(target.lanes, FEWEST_SUMS), choices.sums):
         if isinstance(s, For):
             s = replace(s, body=tuple(
                 t for inner in s.body for t in lanes(inner, target, choices)))

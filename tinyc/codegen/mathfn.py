@@ -179,7 +179,7 @@ HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pow2_f32": (POW2_F32, ("bits_f32",)),
     "copysign_f32": (COPYSIGN_F32, ("bits_f32",)),
     "two_over_pi": (_two_over_pi_table(), ()),
-    "trig_f32": (TRIG_F32, ("bits_f32", "bits_f64", "two_over_pi")),
+    "trig_f32": (TRIG_F32, ("bits_f32", "two_over_pi")),
 }
 
 # -- functions of f32 ----------------------------------------------------------------------------
@@ -314,9 +314,9 @@ TC_INLINE float tc_pow_f32(float x, float y) {
   int odd = whole & (__builtin_floorf(half) != half);
   v = a == 1.0f ? 1.0f : v;
   v = tc_from_bits_f32(tc_bits_f32(v) | (odd ? tc_bits_f32(x) & 0x80000000u : 0u));
-  v = (x < 0.0f) & (a < __builtin_inff()) & !whole ? __builtin_nanf("") : v;
+  v = ((x < 0.0f) & (a < __builtin_inff()) & !whole) ? __builtin_nanf("") : v;
   v = y != y ? y : v;
-  return (x == 1.0f) | (y == 0.0f) ? 1.0f : v;
+  return ((x == 1.0f) | (y == 0.0f)) ? 1.0f : v;
 }
 """
 

@@ -54,7 +54,7 @@ def choose_tile(rows: int, columns: int, itemsize: int, target: Target,
     It is as high as the registers allow, less what would be computed beyond the last row.
     `chosen`: (rows, vectors) of the tile to take instead.
     """
-    lanes = target.lanes * 4 // itemsize
+    lanes = max(1, target.lanes * 4 // itemsize)
     options = [(Tile(target.tile_rows, lanes, 2 * lanes), 1.0),
                (Tile(ONE_VECTOR_ROWS, lanes, lanes), ONE_VECTOR_SHARE)]
     if lanes >= 8:

@@ -27,10 +27,15 @@ MACROS = """\
 
 
 def vector_types(dtype: str, lanes: int) -> list[str]:
-    """tc_v<lanes><dtype>, its twin with a u for any address, and one with an m of whole numbers."""
+    """tc_v<lanes><dtype>, its twin with a u for any address, and one with an m of whole numbers.
+
+    A vector of one lane is a number, which any C has.
+    """
     t = TYPES[dtype]
     size = lanes * (8 if dtype == "f64" else 4)
     v = f"tc_v{lanes}{dtype}"
+    if lanes == 1:
+        return [f"typedef {t} {v}, {v}u;"]
     return [f"typedef {t} {v} __attribute__((vector_size({size})));",
             f"typedef {t} {v}u __attribute__((vector_size({size}), aligned({size // lanes}), "
             "may_alias));",

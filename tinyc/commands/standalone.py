@@ -86,7 +86,7 @@ def text(alone: Standalone, path: Path, data: Path | None) -> str:
         heading.append(f"data: {data.name}, which must be in the current folder")
     lines = [line.replace("*/", "* /") for line in heading]
     head = "/* " + "\n * ".join(lines).replace(" * \n", " *\n") + "\n */"
-    head += "\n" + QUIET
+    head += "\n" + QUIET + "\n" + PLAIN
     head += unpinned(alone.source)
     pool = pool_unit().source if alone.chunks > 1 else SERIAL
     rows, arrays = tables(alone.arrays, embed=data is None)
@@ -164,8 +164,30 @@ def literal(value: float, dtype: DType) -> str:
 # `#pragma omp simd` is for those who ask for it; gcc guesses at overflow in loops of any length.
 QUIET = """\
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
-#if !defined(__clang__)
+#if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Waggressive-loop-optimizations"
+#endif"""
+
+# Compilers that know C and no more: they have vectors of one number alone, and a library.
+PLAIN = """\
+#if !defined(__GNUC__)
+#include <math.h>
+#include <string.h>
+#define TC_PIN(x)
+#define __builtin_memcpy memcpy
+#define __builtin_expect(value, usual) (value)
+#define __builtin_inf() ((double)INFINITY)
+#define __builtin_inff() INFINITY
+#define __builtin_nan(tag) ((double)NAN)
+#define __builtin_nanf(tag) NAN
+#define __builtin_sqrt sqrt
+#define __builtin_sqrtf sqrtf
+#define __builtin_floor floor
+#define __builtin_floorf floorf
+#define __builtin_fmod fmod
+#define __builtin_fmodf fmodf
+#define __builtin_copysign copysign
+#define __builtin_copysignf copysignf
 #endif"""
 
 SERIAL = """\

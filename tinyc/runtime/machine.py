@@ -15,7 +15,8 @@ import numpy as np
 
 from tinyc.runtime.cache import disk_cache, make_key
 from tinyc.runtime.device import get_device
-from tinyc.runtime.toolchain import Unit, cpu_features, find_compiler, float_lanes, load_library
+from tinyc.runtime.isa import cpu_features, isa_in_force
+from tinyc.runtime.toolchain import Unit, find_compiler, load_library
 
 FILE = "machine.json"
 # Working sets of all threads together: those that fit the caches of cores, and larger ones.
@@ -72,7 +73,8 @@ def machine() -> Machine:
     compiler = find_compiler()
     threads = device.threads
     key = make_key(
-        "machine", cpu_features(), compiler.version, str(threads), SOURCE, str((OWN, SHARED))
+        "machine", cpu_features(), compiler.version, *compiler.native, str(threads), SOURCE,
+        str((OWN, SHARED)),
     )
     entry = disk_cache().get(key)
     if entry is not None:
@@ -114,7 +116,7 @@ class Probe:
 
     def __init__(self, device: Any, threads: int) -> None:
         self.threads = threads
-        self.lanes = float_lanes()
+        self.lanes = isa_in_force().lanes
         source = SOURCE.format(bytes=4 * self.lanes, chains=CHAINS, steps=STEPS, lanes=self.lanes)
         self.library, _ = load_library(Unit(source))
         self.device = device

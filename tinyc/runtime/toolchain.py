@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -24,8 +23,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tinyc import config
 from tinyc.diagnostics import CompileError, CompilerNotFound, Origin, format_origin, warn_once
 from tinyc.runtime.cache import DiskCache, disk_cache, make_key
+from tinyc.runtime.isa import NATIVE, cpu_features, isa_in_force
 
 FLAGS = (
     "-O2",
@@ -48,7 +49,8 @@ FAMILY_FLAGS = {
     "clang": ("-fno-unroll-loops",),
     "zig": ("-fno-unroll-loops", "-fno-sanitize=undefined"),
 }
-NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+MachineFlags = tuple[tuple[str, ...], ...]
+NATIVE_FLAGS: MachineFlags = (("-march=native",), ("-mcpu=native",), ())
 LIBRARY = "program.so"
 SOURCE = "program.c"
 _COMMENT = re.compile(r"[ \t]*//.*")
@@ -123,18 +125,25 @@ def find_compiler() -> Compiler:
     Raises CompilerNotFound, which says what was tried and which command helps.
     """
     environment = (os.environ.get("CC", ""), os.environ.get("PATH", ""))
-    found = _find_compiler(environment, disk_cache())
+    found = _find_compiler(environment, machine_flags(), disk_cache())
     if isinstance(found, str):
         raise CompilerNotFound(found)
     return found
 
 
+def machine_flags() -> MachineFlags:
+    """Return the choices of flags that say what code is made for, the first that works."""
+    return NATIVE_FLAGS if config.current().isa == NATIVE else (isa_in_force().flags,)
+
+
 @functools.lru_cache(maxsize=16)
-def _find_compiler(environment: tuple[str, str], cache: DiskCache) -> Compiler | str:
+def _find_compiler(
+    environment: tuple[str, str], machine: MachineFlags, cache: DiskCache
+) -> Compiler | str:
     tried: list[str] = []
     for label, command in candidates(environment[0]):
         try:
-            compiler = _known_or_probed(command, cache)
+            compiler = _known_or_probed(command, machine, cache)
         except _Broken as reason:
             tried.append(f"{label}: {reason}")
             continue
@@ -168,7 +177,9 @@ def zig_command() -> tuple[str, ...] | None:
     return (str(binary), "cc")
 
 
-def _known_or_probed(command: tuple[str, ...] | None, cache: DiskCache) -> Compiler:
+def _known_or_probed(
+    command: tuple[str, ...] | None, machine: MachineFlags, cache: DiskCache
+) -> Compiler:
     """Return the compiler of a command; only an unknown binary is run to see what it can do."""
     if command is None:
         raise _Broken("not installed")
@@ -179,12 +190,12 @@ def _known_or_probed(command: tuple[str, ...] | None, cache: DiskCache) -> Compi
     info = os.stat(path)
     stamp = f"{os.path.realpath(path)} {info.st_mtime_ns} {info.st_size} {info.st_ino}"
     command = (path, *command[1:])
-    key = make_key("compiler", shlex.join(command), stamp, cpu_features(), *FLAGS)
+    key = make_key("compiler", shlex.join(command), stamp, cpu_features(), repr(machine), *FLAGS)
     entry = cache.get(key)
     if entry is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return _compiler_from(json.loads((entry / "compiler.json").read_bytes()))
-    compiler = _probe(command, cache)
+    compiler = _probe(command, machine, cache)
     with contextlib.suppress(OSError):
         cache.put(key, {"compiler.json": json.dumps(vars(compiler)).encode()})
     return compiler
@@ -195,7 +206,7 @@ def _compiler_from(data: dict) -> Compiler:
     return Compiler(command, str(data["family"]), str(data["version"]), native)
 
 
-def _probe(command: tuple[str, ...], cache: DiskCache) -> Compiler:
+def _probe(command: tuple[str, ...], machine: MachineFlags, cache: DiskCache) -> Compiler:
     """Ask a compiler for its version, then let it compile and run a function."""
     status, output = _run([*command, "--version"], None, PROBE_SECONDS)
     version = " ".join(output.split())
@@ -205,7 +216,7 @@ def _probe(command: tuple[str, ...], cache: DiskCache) -> Compiler:
     reason = ""
     with cache.workspace() as work:
         (work / SOURCE).write_text(PROBE)
-        for native in NATIVE_FLAGS:
+        for native in machine:
             compiler = Compiler(command, family, version, native)
             reason = _probe_flags(compiler, work)
             if not reason:
@@ -238,44 +249,6 @@ def _first_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or [""])[0][:120]
-
-
-@functools.lru_cache(maxsize=1)
-def cpu_features() -> str:
-    """Return what native code depends on: the machine, its model and its features.
-
-    Code for another CPU dies of an illegal instruction, so this is part of every key.
-    """
-    return " ".join([platform.system(), platform.machine(), *_cpu_lines()])
-
-
-def _cpu_lines() -> list[str]:
-    wanted = ("flags", "Features", "model", "model name", "cpu family", "CPU part", "isa")
-    try:
-        with open("/proc/cpuinfo", "rb", buffering=0) as file:
-            first = file.read(1 << 14).decode(errors="replace").split("\n\n")[0]
-    except OSError:
-        return _sysctl_lines()
-    pairs = (line.partition(":") for line in first.splitlines())
-    return sorted(f"{a.strip()}={b.strip()}" for a, _, b in pairs if a.strip() in wanted)
-
-
-def _sysctl_lines() -> list[str]:
-    names = ["machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features"]
-    names += ["hw.optional"]
-    try:
-        done = subprocess.run(["sysctl", *names], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return sorted(done.stdout.splitlines())
-
-
-def float_lanes() -> int:
-    """Return how many f32 fit the widest vector register of this CPU."""
-    features = set(cpu_features().replace("=", " ").split())
-    if "avx512f" in features:
-        return 16
-    return 8 if {"avx2", "fma"} <= features or "AVX2" in features else 4
 
 
 # Compiling ----------------------------------------------------------------------------------
