@@ -124,7 +124,17 @@ def compiler() -> list[Finding]:
         return [*lines, Finding(section, "result", "bad", text, "TINYC_CACHE_DIR=another/folder")]
     text = "compiles, loads, keeps denormal numbers" if right else "loses denormal numbers"
     fix = "" if right else "CC=another-compiler"
-    return [*lines, Finding(section, "result", "good" if right else "bad", text, fix)]
+    lines.append(Finding(section, "result", "good" if right else "bad", text, fix))
+    return [*lines, replay()]
+
+
+def replay() -> Finding:
+    """Return whether short captured programs are called by C or by Python."""
+    from tinyc.runtime import accelerator
+
+    problem = accelerator.problem()
+    text = f"by Python, since {problem}" if problem else "by C, in less than a microsecond"
+    return Finding("C compiler", "jit calls", "absent" if problem else "good", text)
 
 
 def processor() -> list[Finding]:

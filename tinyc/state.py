@@ -109,12 +109,14 @@ class Slot:
     leaves: Sequence[ref[Handle]] = ()
     writers: Sequence[list[int]] = ()
     freed = False
+    born: Any = None
     _base = 0
 
     def __init__(self, buffer: Buffer, origin: Origin) -> None:
         self.buffer = buffer
         self.origin = buffer.origin = origin
-        self.born = capturing.trace
+        if capturing.trace is not None:
+            self.born = capturing.trace
 
     @property
     def version(self) -> int:

@@ -11,12 +11,16 @@ import pytest
 
 import tinyc
 from tinyc import Tensor, compiler, config, jit, nn, optim, state
+from tinyc.capture import jitted
 from tinyc.diagnostics import TracingError, collect
 
 
-@pytest.fixture(params=["numpy", "cpu", "interpret"], autouse=True)
-def _device(request: pytest.FixtureRequest) -> Iterator[None]:
-    with config.configure(device=request.param):
+@pytest.fixture(params=["numpy", "cpu", "interpret", "cpu, replay.c"], autouse=True)
+def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    device, _, replayed = request.param.partition(", ")
+    if replayed:  # from the second call on, where the C code takes it
+        monkeypatch.setattr(jitted, "PATIENCE", 1)
+    with config.configure(device=device):
         yield
     assert state.capturing.trace is None
 

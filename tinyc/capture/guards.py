@@ -66,6 +66,11 @@ class Guards:
                 return False
         return True
 
+    def places(self) -> list[tuple[Any, str, Any]]:
+        """Return (dictionary or cell, name, value) of each variable."""
+        named = [(names, name, value) for name, names, value in self._globals + self._attributes]
+        return named + [(cell, name, value) for name, cell, value in self._cells]
+
     def change(self) -> str:
         """Return in words which variable has changed, or nothing."""
         found = [(name, names.get(name, _ABSENT), v) for name, names, v in self._globals]

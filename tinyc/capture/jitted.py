@@ -11,6 +11,7 @@ from tinyc import config, state
 from tinyc.capture.arguments import describe_change, flatten, objects, rebuild
 from tinyc.capture.guards import Guards
 from tinyc.capture.replay import Replay, Spec, capture, spec_of
+from tinyc.capture.shortcut import PATIENCE, Shortcut, shortcut
 from tinyc.diagnostics import Remark, TinycError, caller_origin, emit, warn_once
 from tinyc.ir.node import Graph
 from tinyc.ir.printer import to_text
@@ -38,6 +39,16 @@ class Variant:
         self.replay = replay
         self.guards = guards
         self.kept = kept
+        self.runs = 0
+        self.shortcut: Shortcut | None = None
+
+    def run(self, tensors: list[Tensor]) -> Any:
+        """Run the program on the tensors of a call that it fits."""
+        self.runs += 1
+        if self.runs % PATIENCE == 0 and isinstance(self.static, int):
+            checked = (self.specs, self.recording, self.guards)
+            self.shortcut = shortcut(self.replay, *checked) or self.shortcut
+        return self.replay.run(tensors)
 
     def fits(self, static: Any, tensors: list[Tensor]) -> bool:
         """Tell whether the program is right for a call."""
@@ -78,6 +89,7 @@ class Jitted:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._variants: list[Variant] = []
+        self._shortcut: Shortcut | None = None
         self._bound: dict[int, tuple[ref[Any], Jitted]] = {}
         self.captures = 0
         functools.update_wrapper(self, function)
@@ -101,6 +113,15 @@ class Jitted:
         return self._function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        shortcut = self._shortcut
+        if shortcut is not None and not kwargs:
+            found = shortcut(args)
+            if found is not None:
+                return found
+        return self._replayed(args, kwargs)
+
+    def _replayed(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the program that fits a call, captured now if there is none."""
         if state.capturing.trace is not None:
             return self._call(args, kwargs)
         tensors: list[Tensor] = []
@@ -114,20 +135,27 @@ class Jitted:
             static = (flatten(args, tensors), flatten(kwargs, tensors))
         else:
             static = len(tensors)
-        if self._variants:
-            latest = self._variants[-1]
-            if latest.fits(static, tensors):
-                return latest.replay.run(tensors)
-            for variant in self._variants:
-                if variant.fits(static, tensors):
+        variant = self._fitting(static, tensors)
+        if variant is not None:
+            found = variant.run(tensors)
+            self._shortcut = variant.shortcut
+            return found
+        return self._capture(static, tensors, args, kwargs)
+
+    def _fitting(self, static: Any, tensors: list[Tensor]) -> Variant | None:
+        """Return the program that fits a call, which is the latest from now on, or None."""
+        for variant in reversed(self._variants):
+            if variant.fits(static, tensors):
+                if variant is not self._variants[-1]:
                     self._variants.remove(variant)
                     self._variants.append(variant)
-                    return variant.replay.run(tensors)
-        return self._capture(static, tensors, args, kwargs)
+                return variant
+        return None
 
     def _capture(
         self, static: Any, tensors: list[Tensor], args: tuple, kwargs: dict[str, Any]
     ) -> Any:
+        self._shortcut = None
         if self._variants:
             self._explain(self._variants[-1].difference(static, tensors))
         # Programs of an earlier epoch can never fit again.

@@ -84,12 +84,12 @@ class Replay:
         self.overwritten: list[Slot] = []
         self.donated: list[int] = []
         # (position among the leaves, input) of what changes from call to call; the rest is state.
-        self._inputs: list[tuple[int, int]] = []
+        self.inputs: list[tuple[int, int]] = []
         self._state: list[Slot | None] = []
         for position, leaf in enumerate(leaves):
             number = inputs.get(leaf)
             if number is not None:
-                self._inputs.append((position, number))
+                self.inputs.append((position, number))
             self._state.append(_state_of(leaf) if number is None else None)
         self._buffers: list[Any] = [None if s is None else s.buffer for s in self._state]
         if graph.outputs:
@@ -103,7 +103,7 @@ class Replay:
     def finish(self, values: int) -> None:
         """Prepare for running; the first `values` outputs are returned, the others kept."""
         self.values = values
-        self._native = None
+        self.native: Any = None
         outputs = [out for out in self.graph.outputs if out.op is not Op.ASSIGN]
         self._fresh = [(out.shape, out.dtype, state.device_of(out)) for out in outputs]
         self.kept = [_gradient(*spec) for spec in self._fresh[values:]]
@@ -112,21 +112,26 @@ class Replay:
         for slot in self.overwritten:
             slot.writers = [*slot.writers, self.runs]
         if isinstance(self.executable, NativeExecutable) and self.executable.on_pointers:
-            self._native = self.executable.native
+            self.native = self.executable.native
             leaves = len(self._buffers)
-            self._returned_at = [(leaves + k, *self._fresh[k]) for k in range(values)]
-            self._pointers = (ctypes.c_void_p * (leaves + len(self._fresh)))()
+            self.returned_at = [(leaves + k, *self._fresh[k]) for k in range(values)]
+            self.pointers = (ctypes.c_void_p * (leaves + len(self._fresh)))()
             for position, buffer in enumerate(self._buffers):
                 if buffer is not None:
-                    self._pointers[position] = buffer.ptr
+                    self.pointers[position] = buffer.ptr
             for position, buffer in enumerate(self.kept, leaves + values):
-                self._pointers[position] = buffer.ptr
+                self.pointers[position] = buffer.ptr
 
     def retire(self) -> None:
         """Take back what running this program stands for in the versions of its state."""
         for slot in self.overwritten:
             slot.writers = [count for count in slot.writers if count is not self.runs]
             slot.add_versions(self.runs[0])
+
+    def is_pure(self) -> bool:
+        """Does a run do nothing but make new values, from arguments and state?"""
+        effects = (self.overwritten, self.donated, self.grads, self.kept)
+        return not any((*effects, self.with_grad, self.without_grad))
 
     def fits_grads(self) -> bool:
         """Tell whether gradients are there or not as they were at the capture."""
@@ -174,15 +179,15 @@ class Replay:
 
     def _call(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """Run the program once and return its values."""
-        native = self._native
-        if native is None or _watched():
+        native = self.native
+        if native is None or is_watched():
             return self._call_watched(buffers)
-        pointers = self._pointers
+        pointers = self.pointers
         values = []
         with native.device.lock:
-            for position, number in self._inputs:
+            for position, number in self.inputs:
                 pointers[position] = buffers[number].ptr
-            for position, shape, dtype, device in self._returned_at:
+            for position, shape, dtype, device in self.returned_at:
                 buffer = Buffer(device, dtype, shape)
                 pointers[position] = buffer.ptr
                 values.append(buffer)
@@ -195,14 +200,14 @@ class Replay:
         """Give away the memory of gradients that somebody holds, and take other."""
         for number in self.taken:
             self.kept[number] = _gradient(*self._fresh[self.values + number])
-            if self._native is not None:
-                self._pointers[first + number] = self.kept[number].ptr
+            if self.native is not None:
+                self.pointers[first + number] = self.kept[number].ptr
         self.taken.clear()
 
     def _call_watched(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """Run by way of the executable, which reports and checks."""
         given = list(self._buffers)
-        for position, number in self._inputs:
+        for position, number in self.inputs:
             given[position] = buffers[number]
         fresh = [buffer for buffer in self.executable.run(given) if buffer is not None]
         if self.taken:
@@ -272,17 +277,17 @@ def replace_values(what: Any, values: Sequence[Buffer], tensors: Sequence[Tensor
     return what
 
 
-_ORIGIN = ("<jit>", 0)
+ORIGIN = ("<jit>", 0)
 
 
-def _watched() -> bool:
+def is_watched() -> bool:
     """Does somebody want to see or check each run?"""
     settings = config.current()
     return compiler.observed() or settings.check or settings.dump_inputs or profile.wanted()
 
 
 def _tensor(buffer: Buffer) -> Tensor:
-    return Tensor.__new__(Tensor)._init_buffer(buffer, _ORIGIN)
+    return Tensor.__new__(Tensor)._init_buffer(buffer, ORIGIN)
 
 
 def _gradient(shape: tuple[int, ...], dtype: DType, device: str) -> Buffer:

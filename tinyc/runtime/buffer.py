@@ -33,7 +33,7 @@ class Block:
     owner: object
 
 
-class _Lease:
+class Lease:
     """The base of a buffer's array: numpy views hold it, its death gives the block back."""
 
     __slots__ = (
@@ -107,7 +107,7 @@ class Allocator:
             rest = self._live_bytes - sum(self._categories.values())
             return {**self._categories, "": rest}
 
-    def categorize(self, lease: _Lease, category: str) -> None:
+    def categorize(self, lease: Lease, category: str) -> None:
         """Count an array as one of a category from now on."""
         with self._lock:
             counts = self._categories
@@ -133,7 +133,7 @@ class Allocator:
         lease, address = self.lease(dtype, shape, prod(shape) * dtype.itemsize)
         return np.asarray(lease), address
 
-    def lease(self, dtype: DType, shape: tuple[int, ...], nbytes: int) -> tuple[_Lease, int]:
+    def lease(self, dtype: DType, shape: tuple[int, ...], nbytes: int) -> tuple[Lease, int]:
         """Return what `array` makes its array of, and the address."""
         size = size_class(nbytes)
         with self._lock:
@@ -148,7 +148,7 @@ class Allocator:
             self._live_bytes += nbytes
             if self._live_bytes > self._peak_bytes:
                 self._peak_bytes = self._live_bytes
-        return _Lease(block, nbytes, dtype, shape, self._returned), block.address
+        return Lease(block, nbytes, dtype, shape, self._returned), block.address
 
     def trim(self, keep: int = 0) -> None:
         """Give free blocks back to the system, largest first, until `keep` bytes are left."""
@@ -231,7 +231,7 @@ def system_block(size: int) -> Block:
 
 ALLOCATOR = Allocator()
 
-_uids = itertools.count(1)
+uids = itertools.count(1)
 
 
 class Buffer:
@@ -258,10 +258,10 @@ class Buffer:
         dtype: DType,
         shape: tuple[int, ...],
         nbytes: int,
-        memory: _Lease | np.ndarray,
+        memory: Lease | np.ndarray,
         address: int,
     ) -> None:
-        self.uid = next(_uids)
+        self.uid = next(uids)
         self.device = device
         self.dtype = dtype
         self.shape = shape
@@ -277,14 +277,14 @@ class Buffer:
         memory: object = self._memory
         if isinstance(memory, np.ndarray):
             memory = memory.base
-        if category and isinstance(memory, _Lease):
+        if category and isinstance(memory, Lease):
             ALLOCATOR.categorize(memory, category)
 
     @property
     def array(self) -> np.ndarray:
         """The memory as numpy sees it, made when somebody looks: programs take the pointer."""
         memory = self._memory
-        if isinstance(memory, _Lease):
+        if isinstance(memory, Lease):
             memory = self._memory = np.asarray(memory)
         return memory
 

@@ -188,8 +188,8 @@ class CpuExecutable:
         self.program = program
         self.library: Path | None = library
         self._loaded = loaded
-        self._step = loaded.tinyc_step
-        self._step.restype = ctypes.c_long
+        self.step = loaded.tinyc_step
+        self.step.restype = ctypes.c_long
         self._layout = struct.Struct(f"{program.n_buffers}P")
         self._slots = (ctypes.c_void_p * program.n_buffers)()
 
@@ -220,7 +220,7 @@ class CpuExecutable:
         if recorder.active is not None:
             ran = self._recorded(slots, times, recorder.active)
         elif times is None:
-            ran = self._step(slots, device.arena, device.runtime_argument)
+            ran = self.step(slots, device.arena, device.runtime_argument)
         else:
             ran = self._timed(slots, times)
         if status[0]:
@@ -259,7 +259,7 @@ class CpuExecutable:
         device = self.device
         device.runtime.times = times.ctypes.data
         try:
-            return self._step(slots, device.arena, device.runtime_argument)
+            return self.step(slots, device.arena, device.runtime_argument)
         finally:
             device.runtime.times = None
 

@@ -96,6 +96,7 @@ class Unit:
     several processes; without it the source is whole. With `line_numbers` each instruction knows
     its line, which changes no instruction. With `lines` that is the user's line, of which the
     source has directives, and functions keep frames, by which debuggers and profilers follow.
+    `extra` are further flags.
     """
 
     source: str
@@ -104,12 +105,13 @@ class Unit:
     parts: int = 1
     line_numbers: bool = False
     lines: bool = False
+    extra: tuple[str, ...] = ()
 
     def flags(self) -> tuple[str, ...]:
         """The flags of this unit alone."""
         if self.lines:
-            return ("-g", "-fno-omit-frame-pointer")
-        return ("-g1",) if self.line_numbers else ()
+            return (*self.extra, "-g", "-fno-omit-frame-pointer")
+        return (*self.extra, "-g1") if self.line_numbers else self.extra
 
 
 class _Broken(Exception):
