@@ -11,8 +11,9 @@ from running import Compiled, buffers, floats, interpreted, plan_of
 from tinyc import compiler
 from tinyc.codegen import contract, deep, panel
 from tinyc.codegen.interpret import run_kernels
-from tinyc.composites import linear
+from tinyc.composites import convolution, linear
 from tinyc.ir import build as b
+from tinyc.ir.evaluate import evaluate
 from tinyc.ir.loop import For, MicroKernel, MicroPack, statements
 from tinyc.ir.node import Node
 from tinyc.ir.program import CPU
@@ -60,6 +61,22 @@ def test_operands_that_run_along_the_depth_are_transposed_in_registers() -> None
 
     assert (packs("nn"), packs("nt"), packs("tn"), packs("tt")) == (0, 1, 0, 1)
     assert packs("nt", CPU.lanes - 1) == 0, "less than a square of lanes is left to plain loops"
+
+
+def test_tiles_are_turned_where_the_result_runs_along_their_rows() -> None:
+    """The result of a convolution runs along places, which are rows; its channels are columns."""
+    def turned(places: int) -> list[int]:
+        (x, w), memory = buffers(floats(2, 5, 1, places + 2), floats(20, 5, 1, 3, seed=1))
+        graph = [convolution.conv(x, w)]
+        expected = evaluate(graph, memory)[0]
+        np.testing.assert_allclose(interpreted(graph, memory)[0], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(Compiled(graph)(memory)[0], expected, rtol=1e-5, atol=1e-5)
+        body = plan_of(graph).kernels[-1].body
+        return [s.width for s in statements(body) if isinstance(s, MicroPack)
+                and s.b.storage.role == "tile"]
+
+    assert turned(40) == [48], "7 tiles of 6 rows, filled up to whole vectors"
+    assert turned(CPU.lanes - 1) == [], "less than a vector is stored as it comes"
 
 
 def test_operands_stay_in_place_unless_their_rows_are_far_apart() -> None:

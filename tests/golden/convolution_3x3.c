@@ -9,12 +9,13 @@ static void k0_contract(void *task, long chunk, long worker) {
   float *restrict a2 = (float *)p[2];
   float *restrict s0 = (float *)(scratch + 0);
   float v0[512] __attribute__((aligned(64)));
+  float v1[512] __attribute__((aligned(64)));
   long o1[8];
   for (long r = 0; r < 8; r++) {
     const long i0 = tc_min(0 + r, 7);
     o1[r] = 27 * i0;
   }
-  tc_pack_f32_8_8(27, a0, o1, s0 + 0);
+  tc_pack_f32_8(27, 8, a0, o1, s0 + 0);
   for (long i1 = chunk * 2L / 2; i1 < (chunk + 1) * 2L / 2; i1++) {
     for (long i2 = 0; i2 < tc_min(8, 8); i2++) {
       long o2[8];
@@ -24,11 +25,15 @@ static void k0_contract(void *task, long chunk, long worker) {
       }
       tc_tile_f32_8x8_8(3, 3, 3, 100, 10, 1, a1, o2, s0 + 0, 8, v0 + 64 * i2, 0);
     }
-    for (long i4 = 0; i4 < 8; i4++) {
-      #pragma omp simd
-      for (long i5 = 0; i5 < 64; i5++) {
-        a2[(512 * i1 + i5 + 64 * i4)] = v0[(8 * i5 + i4)];
-      }
+    long o3[64];
+    for (long r = 0; r < 64; r++) {
+      const long i4 = tc_min(0 + r, 63);
+      o3[r] = 8 * i4;
+    }
+    tc_pack_f32_8(8, 64, v0, o3, v1 + 0);
+    #pragma omp simd
+    for (long i5 = 0; i5 < 512; i5++) {
+      a2[(512 * i1 + i5)] = v1[i5];
     }
   }
 }

@@ -15,7 +15,7 @@ static void k0_contract_where(void *task, long chunk, long worker) {
     const long i0 = tc_min(0 + r, 15);
     o1[r] = 64 * i0;
   }
-  tc_pack_f32_16_8(64, a0, o1, s0 + 0);
+  tc_pack_f32_8(64, 16, a0, o1, s0 + 0);
   for (long i1 = 0; i1 < 6; i1++) {
     long o2[6];
     for (long r = 0; r < 6; r++) {

@@ -90,11 +90,11 @@ class CScope(Scope):
     def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
         """Offsets of the columns, then a call of the shared transposing copy."""
         dtype = stmt.storage.dtype.name
-        self.owner.packs[(dtype, stmt.lanes, stmt.width)] = None
+        self.owner.packs[(dtype, stmt.lanes)] = None
         base = stmt.b.index.substitute(dict.fromkeys(stmt.depth, 0))
         offsets, lines = self.offsets(stmt.width, stmt.column, stmt.first, base, pad)
-        return [*lines, f"{pad}tc_pack_{dtype}_{stmt.width}_{stmt.lanes}({elements(stmt.depth)}, "
-                f"{self.storage(stmt.b.storage)}, {offsets}, "
+        return [*lines, f"{pad}tc_pack_{dtype}_{stmt.lanes}({elements(stmt.depth)}, "
+                f"{stmt.width}, {self.storage(stmt.b.storage)}, {offsets}, "
                 f"{self.storage(stmt.storage)} + {self.index(stmt.at)});"]
 
     def offsets(self, count: int, var: Var, first: Affine, base: Affine,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from tinyc.codegen import deep
 from tinyc.codegen.panel import (
+    BEGINNING,
     Place,
     Tile,
     cell_loops,
@@ -24,7 +25,9 @@ from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Contraction,
     For,
+    Load,
     MicroKernel,
+    MicroPack,
     Stmt,
     Storage,
     Store,
@@ -89,7 +92,11 @@ def tiles(place: Place, c: Contraction, around: tuple[Var, ...], target: Target)
     if group > 1:
         limit = -(-m // shape.rows) - block * group
         kernel = For(inside, (kernel,), "serial", limit)
-    return grid.loops(pack, (kernel, *epilogue(c, tile, shape, panel, block, group)))
+    if not turns(c, shape, m):
+        return grid.loops(pack, (kernel, *epilogue(c, tile, shape, panel, block, group)))
+    turned, turn = transposed(tile, shape, group, suffix)
+    ends = epilogue(c, turned, shape, panel, block, group, across=turn.width)
+    return grid.loops(pack, (kernel, turn, *ends))
 
 
 @dataclass
@@ -125,6 +132,21 @@ def divide(place: Place, around: tuple[Var, ...], panels: int, blocks: int, suff
         return Grid(Affine.of(p), Affine.of(b), (For(p, (), kinds[0]), For(b, (), kinds[1])))
     grid = cell_loops(down, across, panels, blocks, suffix)
     return Grid(grid.panel, grid.block, (grid.panels, grid.blocks), grid.cell)
+
+
+def turns(c: Contraction, shape: Tile, m: int) -> bool:
+    """True if a block of tiles is transposed before its epilogue, which runs along the rows."""
+    return runs_along_rows(c) and m >= shape.lanes
+
+
+def transposed(tile: Storage, shape: Tile, group: int, suffix: str) -> tuple[Storage, MicroPack]:
+    """(a block of tiles with its rows innermost, the statement that makes it)."""
+    row, column = Var(f"tr_{suffix}", group * shape.rows), Var(f"tc_{suffix}", shape.width)
+    height = -(-row.extent // shape.lanes) * shape.lanes
+    turned = Storage(f"turned_{suffix}", height * shape.width, tile.dtype, "tile")
+    source = Load(tile, Affine.of(row) * shape.width + Affine.of(column))
+    return turned, MicroPack(turned, BEGINNING, height, shape.lanes, row, BEGINNING, (column,),
+                             source)
 
 
 def tiles_in_block(c: Contraction, shape: Tile, m: int) -> int:

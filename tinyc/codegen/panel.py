@@ -226,10 +226,11 @@ def transposing_pack(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Va
 
 
 def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Affine, block: Affine,
-             group: int, start: Affine = BEGINNING) -> list[Stmt]:
+             group: int, start: Affine = BEGINNING, across: int = 0) -> list[Stmt]:
     """Loops over a block of tiles that run the contraction's body on each of its elements.
 
-    The block begins at element `start` of the tile storage.
+    The block begins at element `start` of the tile storage. It has its columns innermost, or
+    where `across` is not 0 its rows: then columns are so many elements apart.
     """
     m, n = elements(c.rows), elements(c.cols)
     height = group * shape.rows
@@ -239,7 +240,8 @@ def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Affine, block: A
     column = panel * shape.width + Affine.of(j)
     names = dict(zip(c.rows, unravel(row, tuple(v.extent for v in c.rows))))
     names.update(zip(c.cols, unravel(column, tuple(v.extent for v in c.cols))))
-    at = start + Affine.of(i) * shape.width + Affine.of(j)
+    at = start + (Affine.of(j) * across + Affine.of(i) if across
+                  else Affine.of(i) * shape.width + Affine.of(j))
     body = tuple(in_tile(substitute_stmt(s, names), c.tile, tile, at) for s in c.body)
     row_limit = None if m % height == 0 else m - block * height
     column_limit = None if n % j.extent == 0 else n - panel * shape.width

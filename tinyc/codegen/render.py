@@ -70,7 +70,7 @@ class Renderer:
     functions: dict[tuple[Op, str], None] = field(default_factory=dict)
     helpers: dict[str, None] = field(default_factory=dict)
     tiles: dict[tuple[str, int, int, int], None] = field(default_factory=dict)
-    packs: dict[tuple[str, int, int], None] = field(default_factory=dict)
+    packs: dict[tuple[str, int], None] = field(default_factory=dict)
 
 
 @dataclass

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from tinyc.codegen.render import TYPES
 
-# An empty statement that keeps a vector in a register, where gcc would load it again for each use.
+# Empty statements. TC_PIN keeps a vector in a register, where gcc would load it again for each use.
+# TC_HOLD keeps an offset as it is, where gcc would walk a pointer for each row: x86 has too few
+# registers for many, and takes as long to set them up as for three steps of a 12 x 32 tile.
 # Who defines TC_PIN before, because the machine has no such vectors, goes without.
 MACROS = """\
 #if defined(TC_PIN)
@@ -18,12 +20,21 @@ MACROS = """\
 #else
 #define TC_PIN(x)
 #endif
+#if defined(__x86_64__)
+#define TC_HOLD(x) __asm__("" : "+r"(x))
+#else
+#define TC_HOLD(x)
+#endif
 #if defined(__clang__) || __GNUC__ >= 12
 #define TC_SHUFFLE(m, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define TC_SHUFFLE(m, a, b, ...) __builtin_shuffle(a, b, (m){__VA_ARGS__})
 #endif
 """
+
+
+# From how many rows on the pointers to them do not fit x86's registers beside the counters.
+MANY_ROWS = 11
 
 
 def vector_types(dtype: str, lanes: int) -> list[str]:
@@ -56,6 +67,7 @@ def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
         "long more) {",
         "  " + v + " " + ", ".join(f"c{i}_{j} = {{0}}" for i in rows for j in cols) + ";",
         "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
+        *(["  " + " ".join(f"TC_HOLD(a{i});" for i in rows)] if height >= MANY_ROWS else []),
         "  for (long k2 = 0; k2 < n2; k2++)",
         "    for (long k1 = 0; k1 < n1; k1++) {",
         "      long o = k2 * s2 + k1 * s1;",
@@ -63,6 +75,8 @@ def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
         "        " + " ".join(f"{v} b{j} = *(const {v}u *)(b + {j * lanes}); TC_PIN(b{j});"
                               for j in cols),
     ]
+    if height >= MANY_ROWS:
+        lines.append("        TC_HOLD(o);")
     for i in rows:
         lines.append(f"        {{ const {t} x = a{i}[o]; "
                      + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
@@ -75,24 +89,24 @@ def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
     return "\n".join([*lines, "}"])
 
 
-def pack_function(dtype: str, lanes: int, width: int) -> str:
+def pack_function(dtype: str, lanes: int) -> str:
     """to[k*width + j] = b[column[j] + k], in squares of lanes x lanes that registers transpose."""
     t, v = TYPES[dtype], f"tc_v{lanes}{dtype}"
     rows = range(lanes)
     shuffles, last = transposing(v, lanes)
     lines = [
         *vector_types(dtype, lanes),
-        f"static __attribute__((noinline)) void tc_pack_{dtype}_{width}_{lanes}(",
-        f"    long n, const {t} *b, const long *column, {t} *restrict to) {{",
-        f"  for (long j = 0; j < {width}; j += {lanes}, column += {lanes}, to += {lanes}) {{",
+        f"static __attribute__((noinline)) void tc_pack_{dtype}_{lanes}(",
+        f"    long n, long width, const {t} *b, const long *column, {t} *restrict to) {{",
+        f"  for (long j = 0; j < width; j += {lanes}, column += {lanes}, to += {lanes}) {{",
         "    long k = 0;",
         f"    for (; k + {lanes} <= n; k += {lanes}) {{",
         *(f"      const {v} r{i} = *(const {v}u *)(b + column[{i}] + k);" for i in rows),
         *(f"      {line}" for line in shuffles),
-        *(f"      *({v}u *)(to + (k + {i}) * {width}) = {last[i]};" for i in rows),
+        *(f"      *({v}u *)(to + (k + {i}) * width) = {last[i]};" for i in rows),
         "    }",
         "    for (; k < n; k++)",
-        f"      for (long i = 0; i < {lanes}; i++) to[k * {width} + i] = b[column[i] + k];",
+        f"      for (long i = 0; i < {lanes}; i++) to[k * width + i] = b[column[i] + k];",
         "  }",
         "}",
     ]
