@@ -211,7 +211,7 @@ def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) ->
     settings = config.current()
     device = device_of(outputs)
     lines = places(outputs) if device == "interpret" or settings.lines else ()
-    full = (key, device, settings.fuse, settings.bounds, lines)
+    full = (key, device, settings.fuse, settings.bounds, settings.tune, lines)
     found = _programs.get(full)
     if found is None:
         found = _programs[full] = make_executable(

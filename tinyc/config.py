@@ -68,6 +68,7 @@ class Settings:
     debug: Debug = _switch(Debug(), "what is printed, 0 to 7, as level[:kernel][@pass]")
     device: str = _switch("cpu", "where new tensors live and are computed", DEVICES)
     fuse: bool = _switch(True, "put several operations in one kernel; 0 runs one op a kernel")
+    tune: bool = _switch(False, "time a few ways to make each kernel, and keep the fastest")
     threads: int = _switch(0, "threads of the native pool; 0 means as many as there are cores")
     isa: str = _switch("native", "vector instructions that code is made for", ISAS)
     check: bool = _switch(False, "verify after every pass and compare results with numpy")

@@ -18,6 +18,7 @@ from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lower import lower_nest
 from tinyc.diagnostics import Remark, ScheduleError, TinycError, VerifyError, collected
 from tinyc.ir.build import materialize
+from tinyc.ir.choices import RULES
 from tinyc.ir.cost import stage_work
 from tinyc.ir.lift import lift
 from tinyc.ir.node import Node, toposort
@@ -86,12 +87,18 @@ def place_anew(plan: Plan, target: Target, changes: list[Remark]) -> None:
 
 def lower_stages(plan: Plan, target: Target) -> None:
     """Turn each nest into the loop IR of a kernel."""
-    plan.kernels = [lower_nest(plan, nest, target) for nest in plan.nests]
+    if config.current().tune:
+        from tinyc import tuning
+
+        tuning.tune(plan, target)
+    plan.kernels = [lower_nest(plan, nest, target, plan.choices.get(nest, RULES))
+                    for nest in plan.nests]
 
 
 def schedule_kernels(plan: Plan, target: Target) -> None:
     """Apply the target's recipe to each kernel."""
-    plan.kernels = [cpu.schedule(kernel, target) for kernel in plan.kernels]
+    plan.kernels = [cpu.schedule(kernel, target, plan.choices.get(nest, RULES))
+                    for kernel, nest in zip(plan.kernels, plan.nests)]
 
 
 GRAPH = (

@@ -26,7 +26,8 @@ from tinyc.version import __version__
 
 FILE = "program.json"
 # What a program depends on, below the package: what is above the graph is in the graph.
-SOURCES = ("ir", "schedule", "codegen", "runtime", "pipeline.py", "program_cache.py")
+SOURCES = ("ir", "schedule", "codegen", "runtime", "pipeline.py", "program_cache.py",
+           "tuning.py")
 
 _loaded_at = time.time()
 _PLACE = re.compile(r"[^\s:]+:\d+$", re.MULTILINE)
@@ -38,7 +39,8 @@ def program_key(outputs: Sequence[Node], target: Target, device: str) -> str | N
     sources = source_digest(Path(__file__).parent)
     if sources is None or settings.check or settings.dump or settings.debug.level >= 5:
         return None
-    switches = f"fuse={settings.fuse} bounds={settings.bounds} lines={settings.lines}"
+    switches = f"fuse={settings.fuse} bounds={settings.bounds} lines={settings.lines} "
+    switches += f"tune={settings.tune}"
     if settings.lines:
         switches += repr([n.origin for n in toposort(outputs)])
     graph = graph_text(outputs)

@@ -1,4 +1,5 @@
-"""tinyc: the whole step in one ``@jit``; ``unfused`` runs one operation to a kernel."""
+"""tinyc: the whole step in one ``@jit``; ``unfused`` runs one operation to a kernel, and ``tuned``
+has timed a few ways to make each kernel."""
 
 from __future__ import annotations
 
@@ -12,20 +13,20 @@ import workloads
 
 from adapters.case import Case, as_tuple, repeat_add, training_case
 
-MODES = ["jit", "unfused"]
+MODES = ["jit", "unfused", "tuned"]
 tinyc: Any = None
 F: Any = None
 
 
 def init(mode: str, threads: int) -> None:
-    """Import tinyc with its threads and, for one mode, without fusion."""
+    """Import tinyc with its threads, and with what the mode asks for."""
     global tinyc, F
     os.environ["TINYC_THREADS"] = str(threads)
     import tinyc as module
     import tinyc.nn.functional as functional
 
     tinyc, F = module, functional
-    tinyc.configure(threads=threads, fuse=mode != "unfused")
+    tinyc.configure(threads=threads, fuse=mode != "unfused", tune=mode == "tuned")
 
 
 def tensor(array: np.ndarray) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tinyc.diagnostics import Origin, Remark
+from tinyc.ir.choices import Choices
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage, rewrite, walk
@@ -230,6 +231,8 @@ class Plan:
     remarks: list[Remark] = field(default_factory=list)
     kernels: list[LoopKernel] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    # How kernels are made, where that is not by the rules.
+    choices: dict[Nest, Choices] = field(default_factory=dict)
     output_specs: tuple[OutputSpec | None, ...] = ()
     arena_size: int = 0
     # The storage whose place another one has taken over in the arena.

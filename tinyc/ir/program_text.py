@@ -57,12 +57,17 @@ def fusion_texts(program: Program) -> dict[str, str]:
 
 
 def _fusion_text(kernel: KernelInfo, remarks: dict[str, list[Remark]]) -> str:
-    lines = [f"fused {kernel_heading(kernel)}"]
+    lines = [f"fused {kernel_heading(kernel)}", *tuning_lines(remarks.get(kernel.name, ()))]
     for i, member in enumerate(kernel.members):
         about = _remark_lines(remarks.get(member.partition(" ")[0], []))
         first = ["+ opens the kernel"] * (i == 0)
         lines += [f"  {member}", *(f"    {line}" for line in dict.fromkeys([*first, *about]))]
     return "\n".join(lines)
+
+
+def tuning_lines(remarks: Sequence[Remark]) -> list[str]:
+    """Return what was tried for a kernel and what was chosen, of the remarks about it."""
+    return [f"  tuned: {r.message}" for r in remarks if r.pass_name == "tune"]
 
 
 def _remark_lines(remarks: Sequence[Remark]) -> list[str]:

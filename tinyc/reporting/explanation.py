@@ -10,7 +10,7 @@ from tinyc import compiler
 from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import Remark
 from tinyc.ir.program import KernelInfo, Program
-from tinyc.ir.program_text import count, quantity
+from tinyc.ir.program_text import count, quantity, tuning_lines
 from tinyc.reporting.text import describe_kernel, origins_text
 from tinyc.runtime.buffer import Buffer
 from tinyc.tensor import Tensor
@@ -79,8 +79,10 @@ class Explanation:
             f"arena {quantity(self.arena_bytes)}B"
         ]
         for program in self.programs:
+            remarks = [Remark.from_dict(remark) for remark in program.remarks]
             for kernel in program.kernels:
-                lines += ["", *describe_kernel(kernel, refusals(program))]
+                tuned = tuning_lines([r for r in remarks if r.subject == kernel.name])
+                lines += ["", *describe_kernel(kernel, refusals(program), tuned)]
         return "\n".join(lines)
 
 

@@ -9,10 +9,12 @@ from tinyc.ir.program import KernelInfo
 from tinyc.ir.program_text import quantity
 
 
-def describe_kernel(kernel: KernelInfo, refused: Mapping[str, Sequence[str]]) -> list[str]:
+def describe_kernel(kernel: KernelInfo, refused: Mapping[str, Sequence[str]],
+                    tuned: Sequence[str] = ()) -> list[str]:
     """Return the lines that show a kernel: its cost, the user's lines, its members in order.
 
-    Below each member stands why it is apart from loops before it, from ``refused`` by its name.
+    Below each member stands why it is apart from loops before it, from ``refused`` by its name;
+    ``tuned`` are lines on how it was chosen how the kernel is made.
     """
     cost = f"{quantity(kernel.flops)}FLOP, {quantity(kernel.bytes_moved)}B moved"
     if kernel.scratch_bytes:
@@ -22,6 +24,7 @@ def describe_kernel(kernel: KernelInfo, refused: Mapping[str, Sequence[str]]) ->
     lines = [f"{kernel.name}: {cost}"]
     if kernel.origins:
         lines.append(f"  lines {origins_text(kernel.origins)}")
+    lines += tuned
     for member in kernel.members:
         lines.append(f"  {member}")
         reasons = dict.fromkeys(refused.get(member.partition(" ")[0], ()))

@@ -80,8 +80,11 @@ active: Recorder | None = None
 
 
 @contextmanager
-def recording(recorder: Recorder) -> Iterator[Recorder]:
-    """Let a recorder collect what happens in the block; one within another takes its place."""
+def recording(recorder: Recorder | None) -> Iterator[Recorder | None]:
+    """Let a recorder collect what happens in the block; one within another takes its place.
+
+    None: nobody does.
+    """
     global active
     before, active = active, recorder
     try:

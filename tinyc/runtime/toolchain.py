@@ -291,6 +291,11 @@ def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
     raise CompileError(f"a compiled program can't be loaded: {problem}; {hint}")
 
 
+def without_comments(source: str) -> str:
+    """Return a generated source without its comments, which name the user's lines."""
+    return _COMMENT.sub("", source)
+
+
 def library_key(unit: Unit, compiler: Compiler) -> str:
     """Return the key of a unit: everything that its library depends on.
 
@@ -299,7 +304,7 @@ def library_key(unit: Unit, compiler: Compiler) -> str:
     """
     flags = (*compiler.flags(), *unit.flags(), *(["-lm"] if unit.libm else []))
     command = shlex.join(compiler.command)
-    source = unit.source if unit.lines else _COMMENT.sub("", unit.source)
+    source = unit.source if unit.lines else without_comments(unit.source)
     return make_key("library", source, *flags, command, compiler.version, cpu_features())
 
 
