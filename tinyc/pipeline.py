@@ -38,6 +38,7 @@ from tinyc.schedule.block import block_rows
 from tinyc.schedule.fuse import fuse
 from tinyc.schedule.hints import require_hints, take_hints
 from tinyc.schedule.memory import memory_text, plan_memory
+from tinyc.schedule.order import order_by_memory
 from tinyc.schedule.recompute import recompute
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
@@ -55,9 +56,10 @@ class Pass:
 
 
 def make_stages(plan: Plan, target: Target) -> None:
-    """Decide what is stored; hints leave the graph."""
+    """Decide what is stored, and in which order; hints leave the graph."""
     take_hints(plan)
     build_stages(plan, config.current().fuse)
+    order_by_memory(plan)
 
 
 def fuse_stages(plan: Plan, target: Target) -> None:
