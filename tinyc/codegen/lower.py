@@ -31,6 +31,7 @@ from tinyc.ir.plan import (
     Stage,
     Tree,
     is_windowed,
+    read_vars,
     row_major,
     stages_of,
 )
@@ -348,6 +349,8 @@ def rows_come_second(stage: Stage, left: list[Var]) -> bool:
     first, second = stage.operands()
     if is_windowed(first) != is_windowed(second):
         return is_windowed(second)
+    if stage.hoist in stage.axes:
+        return stage.hoist in read_vars(second)
     last = next((v for v in reversed(stage.axes) if v.extent > 1), None)
     return last in left
 

@@ -12,12 +12,14 @@ from tinyc.ir.index import Affine, Data, Var
 from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, free_vars
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
-from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, row_major
+from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, read_vars, row_major
 from tinyc.ir.program import OutputSpec
 from tinyc.schedule.expressions import Reader
 from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, size_of
 
 MIN_CONTRACT_SIDE = 4
+# So many places make an image.
+MIN_PLACES = 16
 
 # (reduction variables, kind, expression)
 Body = tuple[tuple[Var, ...], str, Expr]
@@ -500,14 +502,33 @@ def finish_stage(b: Builder, n: Node, where: Buf, axes: tuple[Var, ...], red: tu
 
 
 def hoisted_axis(stage: Stage) -> Var | None:
-    """The leading axis of a windowed operand (the images of a batch): its loop stays outside."""
-    assert isinstance(stage.expr, Apply)
-    for read in stage.expr.args:
-        if isinstance(read, Read) and is_windowed(read):
-            for v in stage.axes + stage.red:
-                if read.index[0] == Affine.of(v) and v.extent > 1:
-                    return v
+    """The leading axis of an operand that is images: its loop stays outside.
+
+    Images are windowed, or have their places behind the axis that places are not: channels that
+    are contracted, or rows of a result that places are contracted for.
+    """
+    operands = stage.operands()
+    for read, other in zip(operands, reversed(operands)):
+        first = read.index[0].as_var() if read.index else None
+        if first is None or first.extent == 1:
+            continue
+        batch = first in stage.axes and first in read_vars(other)
+        if is_windowed(read) or (not batch and has_places(stage, read, first)):
+            return first
     return None
+
+
+def has_places(stage: Stage, read: Read, first: Var) -> bool:
+    """True if an operand's last axes, many places, are summed over as its first one is, and others
+    are not."""
+    summed = [all(v in stage.red for v in i.free_vars()) for i in read.index]
+    like = first in stage.red
+    places = 1
+    for i, v in zip(reversed(summed), reversed(read.index)):
+        if i != like:
+            return places >= MIN_PLACES
+        places *= math.prod(x.extent for x in v.free_vars())
+    return False
 
 
 # -- order ---------------------------------------------------------------------------------------
