@@ -30,7 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("tinyc")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "exhaustive" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     if not HAS_TORCH:
         for item in items:
             if item.get_closest_marker("oracle"):
