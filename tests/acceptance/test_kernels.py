@@ -241,17 +241,25 @@ def test_clipping_by_norm_is_at_most_one_more_kernel():
     assert found[1] <= found[0] + 1
 
 
-# workload -> the most kernels that its step may take
+# workload -> the most that its step may take: kernels, MB that they move, MB of the arena. The
+# bytes are 3 % above what they were; CONTRIBUTING.md says when to change them.
 STEPS = {
-    "mlp": 14, "lenet64": 28, "lenet512": 28, "resnet20": 100, "gpt_small": 110, "gpt_big": 140,
-}  # fmt: skip
+    "mlp": (14, 24.9, 0.82),
+    "lenet64": (28, 7.3, 2.85),
+    "lenet512": (28, 47.1, 22.8),
+    "resnet20": (100, 1363, 331),
+    "gpt_small": (110, 199, 37.3),
+    "gpt_big": (140, 2630, 478),
+}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_executes_the_unfused_arithmetic_and_moves_less(name, tmp_path, monkeypatch):
     with benchmarks(tmp_path):
         fused, unfused = programs(training_graph(name, monkeypatch))
-    assert len(fused.kernels) <= STEPS[name]
+    kernels, moved, kept = STEPS[name]
+    assert len(fused.kernels) <= kernels
+    assert fused.bytes_moved <= 1e6 * moved and fused.arena_size <= 1e6 * kept
     assert len(unfused.kernels) > 5 * len(fused.kernels)
     assert fused.flops <= 1.15 * unfused.flops
     assert fused.bytes_moved < 0.5 * unfused.bytes_moved

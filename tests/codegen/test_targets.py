@@ -168,7 +168,7 @@ def run_alone(program: Callable[[], Graph], target: Target, folder: Path, compil
         words = [*compile_, source.name, "-o", binary.name, "-lm", "-lpthread"]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{kernel.name}: {done.stderr}"
-        done = subprocess.run([*run, f"./{binary.name}", "2"], cwd=folder, capture_output=True,
+        done = subprocess.run([*run, f"./{binary.name}", "1"], cwd=folder, capture_output=True,
                               text=True)
         assert done.returncode == 0 and f"{kernel.name}: ok, " in done.stdout, done.stdout
     return len(compiled.kernels)

@@ -16,19 +16,23 @@ static void k0_reduce(void *task, long chunk, long worker) {
     }
     for (long i2 = 0; i2 < 12; i2++) {
       #pragma omp simd
+      #pragma clang loop unroll(full)
       for (long i3 = 0; i3 < 8; i3++) {
         v1[i3] += a0[(100 * i0 + 8 * i2 + i3)];
       }
     }
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i4 = 0; i4 < 4; i4++) {
       v1[i4] += a0[(100 * i0 + i4 + 96)];
     }
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i5 = 0; i5 < 4; i5++) {
       v1[i5] += v1[(i5 + 4)];
     }
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i6 = 0; i6 < 2; i6++) {
       v1[i6] += v1[(i6 + 2)];
     }

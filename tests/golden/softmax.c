@@ -48,19 +48,23 @@ static void k0_exp_div_reduce(void *task, long chunk, long worker) {
     }
     for (long i9 = 0; i9 < 12; i9++) {
       #pragma omp simd
+      #pragma clang loop unroll(full)
       for (long i10 = 0; i10 < 8; i10++) {
         v3[i10] += s0[(8 * i9 + i10)];
       }
     }
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i11 = 0; i11 < 4; i11++) {
       v3[i11] += s0[(i11 + 96)];
     }
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i12 = 0; i12 < 4; i12++) {
       v3[i12] += v3[(i12 + 4)];
     }
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i13 = 0; i13 < 2; i13++) {
       v3[i13] += v3[(i13 + 2)];
     }

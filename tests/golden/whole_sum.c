@@ -16,16 +16,19 @@ static void k0_reduce(void *task, long chunk, long worker) {
   for (long i1 = chunk * 64L / 8; i1 < (chunk + 1) * 64L / 8; i1++) {
     for (long i2 = 0; i2 < 512; i2++) {
       #pragma omp simd
+      #pragma clang loop unroll(full)
       for (long i3 = 0; i3 < 8; i3++) {
         v1[i3] += a0[(4096 * i1 + 8 * i2 + i3)];
       }
     }
   }
   #pragma omp simd
+  #pragma clang loop unroll(full)
   for (long i4 = 0; i4 < 4; i4++) {
     v1[i4] += v1[(i4 + 4)];
   }
   #pragma omp simd
+  #pragma clang loop unroll(full)
   for (long i5 = 0; i5 < 2; i5++) {
     v1[i5] += v1[(i5 + 2)];
   }

@@ -12,12 +12,23 @@ from dataclasses import dataclass
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.owners import Owners
+from tinyc.codegen.primitives import WIDEST_LANES
 from tinyc.codegen.rebase import Bases, rebase
 from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
 from tinyc.codegen.tile import MACROS, pack_function, tile_function
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import LoopKernel, MicroKernel, MicroPack, Stmt, Storage, Store, statements
+from tinyc.ir.loop import (
+    Const,
+    For,
+    LoopKernel,
+    MicroKernel,
+    MicroPack,
+    Stmt,
+    Storage,
+    Store,
+    statements,
+)
 
 RUNTIME = """\
 typedef struct {
@@ -65,6 +76,13 @@ class CScope(Scope):
     def tile_lines(self) -> list[str]:
         return [f"  {TYPES[s.dtype.name]} {name}[{s.size}] __attribute__((aligned(64)));"
                 for s, name in self.locals.items() if s.role == "tile"]
+
+    def hints(self, stmt: For) -> list[str]:
+        """Clang keeps the sums of lanes in registers only where their loops are unrolled; maxima it
+        then computes one by one."""
+        lines = super().hints(stmt)
+        sums = stmt.var.extent <= WIDEST_LANES and all(map(sums_lanes, stmt.body))
+        return [*lines, "#pragma clang loop unroll(full)"] if lines and sums else lines
 
     def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
         """Offsets of the rows, then a call of the shared register tile."""
@@ -126,6 +144,12 @@ class CScope(Scope):
                          for name, (n, _) in zip(names, outer))
         return [f"{pad}{loops}", pad + "  " + call.format(at=at, bt=f" + {below} * {count}",
                                                          more=f"{count} > 0")]
+
+
+def sums_lanes(stmt: Stmt) -> bool:
+    """True if a statement clears lanes of sums, or adds to them."""
+    return isinstance(stmt, Store) and stmt.storage.role == "register" and (
+        stmt.accumulate == "sum" or stmt.value == Const(0.0, stmt.storage.dtype))
 
 
 def merged_levels(stmt: MicroKernel) -> list[tuple[int, int]]:

@@ -149,9 +149,13 @@ class Scope:
         elif stmt.limit is not None:
             self.owner.helpers["min"] = None
             stop = f"tc_min({n}, {self.index(stmt.limit)})"
-        lines = [f"{pad}#pragma omp simd"] if stmt.kind.endswith("simd") else []
+        lines = [pad + line for line in self.hints(stmt)]
         lines.append(f"{pad}for (long {v} = {start}; {v} < {stop}; {v}++) {{")
         return [*lines, *self.block(stmt.body, depth + 1), pad + "}"]
+
+    def hints(self, stmt: For) -> list[str]:
+        """Lines before a loop that tell the compiler what is known of it."""
+        return ["#pragma omp simd"] if stmt.kind.endswith("simd") else []
 
     def store(self, stmt: Store, pad: str) -> list[str]:
         lines: list[str] = []
