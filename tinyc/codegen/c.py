@@ -256,7 +256,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
         bodies = divided(groups, functions, step, LINKAGE)
     else:
         bodies = [*functions.values(), step]
-    pieces = [RUNTIME, MACROS if renderer.tiles else "", mathfn.prelude(used),
+    pieces = [RUNTIME, MACROS if renderer.tiles or renderer.packs else "", mathfn.prelude(used),
              *(helper(h) for h in renderer.helpers), *(tile_function(*k) for k in renderer.tiles),
              *(pack_function(*k) for k in renderer.packs),
              *bodies]

@@ -31,7 +31,7 @@ def kernel_info(kernel: LoopKernel, nest: Nest) -> KernelInfo:
     counter.block(kernel.body, 1, {})
     counter.block(kernel.finish, 1, {})
     stages = nest.stages()
-    moved = sum(min(n, s.size) * s.dtype.itemsize for s, n in counter.touched.items())
+    moved = sum(n * s.dtype.itemsize for s, n in counter.touched().items())
     return KernelInfo(
         kernel.name, tuple(member_text(s) for s in stages), kernel.origins, counter.flops, moved,
         sum(s.nbytes for s in counter.scratch), kernel.chunks,
@@ -52,7 +52,7 @@ class Counter:
     def __init__(self, chunks: int):
         self.chunks = chunks
         self.flops = 0
-        self.touched: dict[Storage, int] = {}
+        self.parts: dict[Storage, dict[tuple, tuple[int, int, int]]] = {}
         self.scratch: dict[Storage, None] = {}
         self.read: dict[Storage, None] = {}
         self.written: dict[Storage, None] = {}
@@ -96,11 +96,24 @@ class Counter:
 
     def touch(self, storage: Storage, index: Affine, table: dict[Storage, None],
               span: int = 1) -> None:
-        """At most every element counts once: what stays in a cache is not moved again."""
+        """Note which part of a storage an access sweeps: how many elements, from where to where."""
         if storage.role == "scratch":
             self.scratch[storage] = None
         if storage.role not in ("slot", "arena"):
             return
         table[storage] = None
-        count = span * elements(index.free_vars())
-        self.touched[storage] = max(self.touched.get(storage, 0), count)
+        lo, hi = index.bounds()
+        count = min(span * elements(index.free_vars()), hi + span - lo)
+        shape = sorted((c, a.extent) if isinstance(a, Var) else (c, 0) for a, c in index.terms)
+        part = (index.const, span, *shape)
+        known = self.parts.setdefault(storage, {}).get(part, (0, lo, hi + span))
+        self.parts[storage][part] = (max(count, known[0]), lo, hi + span)
+
+    def touched(self) -> dict[Storage, int]:
+        """How many elements of each storage move: each once, since what was just read stays in a
+        cache, so no more than lie between the first and the last."""
+        out = {}
+        for storage, parts in self.parts.items():
+            counts, starts, ends = zip(*parts.values())
+            out[storage] = min(sum(counts), max(ends) - min(starts), storage.size)
+        return out

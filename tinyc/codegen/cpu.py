@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
+from tinyc.codegen.transpose import in_tiles
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.loop import Alloc, For, If, LoopKernel, Stmt, Store, loads, transform
@@ -40,6 +41,7 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
     """Loops without contractions: collapse, unroll, keep sums in registers, lanes, hoisting."""
     steps = (
         ("collapse", everywhere(collapse_all)),
+        ("transpose in tiles", lambda body: in_tiles(body, target, kernel.chunk)),
         ("split digits", everywhere(split_digits)),
         ("keep sums in registers", from_the_root(keep_sums)),
         ("unroll", from_the_root(lambda s: unroll_short(s, None))),

@@ -5,6 +5,8 @@ own, shared by all kernels of a program.
 """
 from __future__ import annotations
 
+import re
+
 from tinyc.codegen.render import TYPES
 
 # Empty statements. TC_PIN keeps a vector in a register, where gcc would load it again for each use.
@@ -32,6 +34,10 @@ MACROS = """\
 #endif
 """
 
+# Bytes of an element, and the whole numbers of as many.
+WIDTHS = {dtype: int(re.sub(r"\D", "", dtype) or 8) // 8 for dtype in TYPES}
+WHOLE = {1: "char", 2: "short", 4: "int", 8: "long"}
+
 
 # From how many rows on the pointers to them do not fit x86's registers beside the counters.
 MANY_ROWS = 11
@@ -42,15 +48,15 @@ def vector_types(dtype: str, lanes: int) -> list[str]:
 
     A vector of one lane is a number, which any C has.
     """
-    t = TYPES[dtype]
-    size = lanes * (8 if dtype == "f64" else 4)
+    t, itemsize = TYPES[dtype], WIDTHS[dtype]
+    size = lanes * itemsize
     v = f"tc_v{lanes}{dtype}"
     if lanes == 1:
         return [f"typedef {t} {v}, {v}u;"]
     return [f"typedef {t} {v} __attribute__((vector_size({size})));",
             f"typedef {t} {v}u __attribute__((vector_size({size}), aligned({size // lanes}), "
             "may_alias));",
-            f"typedef {'long' if dtype == 'f64' else 'int'} {v}m "
+            f"typedef {WHOLE[itemsize]} {v}m "
             f"__attribute__((vector_size({size})));"]
 
 
