@@ -39,6 +39,7 @@ from tinyc.schedule.fuse import fuse
 from tinyc.schedule.hints import require_hints, take_hints
 from tinyc.schedule.memory import memory_text, plan_memory
 from tinyc.schedule.order import order_by_memory
+from tinyc.schedule.padded import read_padded
 from tinyc.schedule.recompute import recompute
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
@@ -74,7 +75,9 @@ def block_stages(plan: Plan, target: Target) -> None:
 
 def recompute_stages(plan: Plan, target: Target) -> None:
     """Place the stages again, with cheap values computed where they are needed."""
-    place_anew(plan, target, recompute(plan) if config.current().fuse else [])
+    if config.current().fuse:
+        place_anew(plan, target, read_padded(plan))
+        place_anew(plan, target, recompute(plan))
     if config.current().fuse:
         require_hints(plan)
 
