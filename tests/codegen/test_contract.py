@@ -75,26 +75,44 @@ def test_tiles_are_turned_where_the_result_runs_along_their_rows() -> None:
         return [s.width for s in statements(body) if isinstance(s, MicroPack)
                 and s.b.storage.role == "tile"]
 
-    assert turned(40) == [48], "7 tiles of 6 rows, filled up to whole vectors"
+    assert turned(41) == [48, 44], "panels of 16 and 4 columns, filled up to whole vectors"
     assert turned(CPU.lanes - 1) == [], "less than a vector is stored as it comes"
 
 
 def test_operands_stay_in_place_unless_their_rows_are_far_apart() -> None:
-    def scratch(m: int, n: int) -> int:
+    def scratch(m: int, n: int) -> list[bool]:
         body = plan_of(product(m, n, 32, "nn")[0]).kernels[0].body
-        kernel = next(s for s in statements(body) if isinstance(s, MicroKernel))
-        return kernel.b.storage.role == "scratch"
+        kernels = [s for s in statements(body) if isinstance(s, MicroKernel)]
+        return [kernel.b.storage.role == "scratch" for kernel in kernels]
 
-    assert not scratch(256, 512)
-    assert scratch(256, 1024), "rows of 4 KiB fall on few sets of a cache"
-    assert not scratch(12, 1024), "what few rows use is not worth a copy"
-    assert scratch(256, 500), "a part of a vector is filled up"
+    assert scratch(256, 512) == [False]
+    assert scratch(256, 1024) == [True], "rows of 4 KiB fall on few sets of a cache"
+    assert scratch(12, 1024) == [False], "what few rows use is not worth a copy"
+    assert scratch(256, 500) == [False, False], "what is left fills a part of a vector"
+    assert scratch(256, 501) == [False, True], "a part of a vector is filled up"
 
 
 def test_tiles_are_as_high_as_rows_divide_evenly() -> None:
     wide = replace(CPU, lanes=16, tile_rows=12)
-    heights = [panel.choose_tile(m, 64, 4, wide).rows for m in (1, 12, 13, 64, 768)]
-    assert heights == [1, 12, 7, 11, 12]
+    heights = [panel.choose_tile(m, 64, 4, wide).rows for m in (1, 12, 13, 64, 100, 768, 1031)]
+    assert heights == [1, 12, 7, 8, 10, 12, 12]
+    heights = [panel.choose_tile(m, 64, 4, CPU).rows for m in (3, 6, 7, 64, 65, 768)]
+    assert heights == [3, 6, 4, 5, 5, 6]
+
+
+def test_whole_tiles_of_plain_sums_are_stored_where_they_belong() -> None:
+    def tiles(m: int, n: int, relu: bool = False) -> list[tuple[str, int]]:
+        graph, _, _ = product(m, n, 32, "nn")
+        graph = [b.maximum(graph[0], 0)] if relu else graph
+        body = plan_of(graph).kernels[0].body
+        return [(s.tile.role, s.width) for s in statements(body) if isinstance(s, MicroKernel)]
+
+    assert tiles(48, 64) == [("slot", 16)]
+    assert tiles(48, 64, relu=True) == [("tile", 16)], "the epilogue reads the sums"
+    assert tiles(47, 64) == [("tile", 16)], "nothing lies beyond the last row"
+    assert tiles(48, 72) == [("slot", 16), ("slot", 8)], "what is left of columns has own tiles"
+    assert tiles(48, 75) == [("slot", 16), ("tile", 16)]
+    assert tiles(12, 72) == [("tile", 16)], "few rows are not worth a panel more"
 
 
 @pytest.mark.parametrize("m,n,k", [(50, 40, 64), (97, 33, 48), (24, 100, 96)])

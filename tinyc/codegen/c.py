@@ -28,6 +28,7 @@ from tinyc.ir.loop import (
     Storage,
     Store,
     statements,
+    stored_at,
 )
 
 RUNTIME = """\
@@ -42,6 +43,9 @@ typedef struct {
 } tinyc_rt;
 typedef struct { void **p; const tinyc_rt *rt; } tc_task;
 """
+
+# More offsets than these are computed where they are used, fewer are a constant table.
+LONGEST_TABLE = 32
 
 HELPERS = {
     "min": "static inline long tc_min(long a, long b) { return a < b ? a : b; }",
@@ -92,15 +96,16 @@ class CScope(Scope):
         levels = merged_levels(stmt)
         zero = dict.fromkeys(stmt.depth, 0)
         base = stmt.a.index.substitute(zero)
-        offsets, lines = self.offsets(stmt.height, stmt.row, stmt.first, base, pad)
+        a, offsets, lines = self.offsets(stmt.a.storage, stmt.height, stmt.row, stmt.first, base,
+                                         pad)
         outer, inner = levels[:-3], levels[-3:]
         inner = [(1, 0)] * (3 - len(inner)) + inner
         sizes = ", ".join(str(n) for n, _ in inner)
         steps = ", ".join(str(s) for _, s in inner)
-        a, b = self.storage(stmt.a.storage), self.storage(stmt.b.storage)
+        b = self.storage(stmt.b.storage)
         call = (f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}({sizes}, {steps}, "
                 f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
-                f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {{more}});")
+                f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {stmt.apart}, {{more}});")
         if not outer:
             return [*lines, pad + call.format(at="", bt="", more=self.index(stmt.more))]
         return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]
@@ -110,18 +115,31 @@ class CScope(Scope):
         dtype = stmt.storage.dtype.name
         self.owner.packs[(dtype, stmt.lanes)] = None
         base = stmt.b.index.substitute(dict.fromkeys(stmt.depth, 0))
-        offsets, lines = self.offsets(stmt.width, stmt.column, stmt.first, base, pad)
+        b, offsets, lines = self.offsets(stmt.b.storage, stmt.width, stmt.column, stmt.first, base,
+                                         pad)
         return [*lines, f"{pad}tc_pack_{dtype}_{stmt.lanes}({elements(stmt.depth)}, "
-                f"{stmt.width}, {self.storage(stmt.b.storage)}, {offsets}, "
+                f"{stmt.width}, {b}, {offsets}, "
                 f"{self.storage(stmt.storage)} + {self.index(stmt.at)});"]
 
-    def offsets(self, count: int, var: Var, first: Affine, base: Affine,
-                pad: str) -> tuple[str, list[str]]:
-        """(name of an array of `base` at `count` values of `var`, lines that fill it)."""
+    def offsets(self, s: Storage, count: int, var: Var, first: Affine, base: Affine,
+                pad: str) -> tuple[str, str, list[str]]:
+        """(a pointer, the name of an array of what is to be added to it, lines that fill it): where
+        `base` is in a storage at `count` values of `var` from `first` on, up to its last one."""
         self.temporaries += 1
-        name, v = f"o{self.temporaries}", self.var(var)
+        name, pointer = f"o{self.temporaries}", self.storage(s)
+        step = base.coeff(var)
+        inside = first.bounds()[1] + count <= var.extent or not step
+        if inside and base.is_linear_in(var):
+            pointer += f" + {self.index(base.substitute({var: first}))}"
+            if count > LONGEST_TABLE:
+                return pointer, name, [
+                    f"{pad}long {name}[{count}];",
+                    f"{pad}for (long r = 0; r < {count}; r++) {name}[r] = {step} * r;"]
+            table = ", ".join(str(step * r) for r in range(count))
+            return pointer, name, [f"{pad}static const long {name}[] = {{ {table} }};"]
+        v = self.var(var)
         self.owner.helpers["min"] = None
-        return name, [
+        return pointer, name, [
             f"{pad}long {name}[{count}];",
             f"{pad}for (long r = 0; r < {count}; r++) {{",
             f"{pad}  const long {v} = tc_min({self.index(first)} + r, {var.extent - 1});",
@@ -404,8 +422,8 @@ def line_members(kernel: LoopKernel, text: KernelText) -> tuple[str, ...]:
 
 def overwrites(kernel: LoopKernel) -> bool:
     """True if the chunks of a kernel store into an argument that the program also reads."""
-    return any(isinstance(s, Store) and s.storage.role == "slot" and s.storage.name.startswith("in")
-               for s in statements(kernel.body))
+    places = [place[0] for place in map(stored_at, statements(kernel.body)) if place is not None]
+    return any(s.role == "slot" and s.name.startswith("in") for s in places)
 
 
 def pointer(s: Storage, slots: dict[Storage, int], bases: Bases) -> str:

@@ -14,8 +14,10 @@ from tinyc.codegen.panel import (
     cells,
     choose_tile,
     column_panel,
+    columns_of,
     depth_order,
     epilogue,
+    in_place_tile,
     runs_along_rows,
     unravel_over,
 )
@@ -38,6 +40,8 @@ from tinyc.ir.program import Target
 
 FLOPS_PER_CHUNK = 1 << 20
 BLOCK_ELEMENTS = 4096
+# Tiles for which a chunk packs a panel that others pack as well.
+SHARED_TILES = 4
 
 
 def grid_chunks(stage: Stage, target: Target) -> int:
@@ -59,7 +63,7 @@ def expand(place: Place, stmt: Stmt, around: tuple[Var, ...], target: Target) ->
     """Schedule the contractions below a statement; `around` are the loops around it, outer first.
     """
     if isinstance(stmt, Contraction):
-        return [tiles(place, stmt, around, target)]
+        return scheduled(place, stmt, around, target)
     if isinstance(stmt, For):
         inner = (*around, stmt.var)
         body = [t for s in stmt.body for t in expand(place, s, inner, target)]
@@ -67,36 +71,71 @@ def expand(place: Place, stmt: Stmt, around: tuple[Var, ...], target: Target) ->
     return [stmt]
 
 
-def tiles(place: Place, c: Contraction, around: tuple[Var, ...], target: Target) -> Stmt:
-    """for column panels: [pack]; for row tiles: register tile; epilogue."""
-    place.made += 1
-    suffix = f"{place.kernel.split('_')[0]}_{place.made}"
-    n, m = elements(c.cols), elements(c.rows)
-    shape = choose_tile(m, n, c.tile.dtype.itemsize, target, place.choices.tile)
+def scheduled(place: Place, c: Contraction, around: tuple[Var, ...],
+              target: Target) -> list[Stmt]:
+    """A contraction as loops over tiles."""
     depth = depth_order(c)
     cut = deep.cut_depth(c, around, depth, target, place.choices.depth)
     if cut is not None:
-        return deep.deep_tiles(place, c, cut, depth, shape, suffix)
+        shape = choose_tile(elements(c.rows), elements(c.cols), c.tile.dtype.itemsize, target,
+                            place.choices.tile)
+        return [deep.deep_tiles(place, c, cut, depth, shape, place.suffix())]
+    return [tiles(place, part, around, depth, target) for part in parts(place, c, around, target)]
+
+
+def parts(place: Place, c: Contraction, around: tuple[Var, ...],
+          target: Target) -> list[Contraction]:
+    """Whole panels of columns, then what is left of them: each with tiles of its own.
+
+    What is left is one panel, which all chunks divide and each packs: that takes many rows.
+    """
+    n = elements(c.cols)
+    rest = n % max(2, 2 * target.lanes * 4 // c.tile.dtype.itemsize)
+    packers = 1 if around else place.chunks
+    few = elements(c.rows) < SHARED_TILES * target.tile_rows * packers
+    if len(c.cols) != 1 or not rest or rest == n or few:
+        return [c]
+    return [columns_of(c, 0, n - rest), columns_of(c, n - rest, rest)]
+
+
+def tiles(place: Place, c: Contraction, around: tuple[Var, ...], depth: tuple[Var, ...],
+          target: Target) -> Stmt:
+    """for column panels: [pack]; for row tiles: register tile; epilogue."""
+    suffix = place.suffix()
+    n, m = elements(c.cols), elements(c.rows)
+    shape = choose_tile(m, n, c.tile.dtype.itemsize, target, place.choices.tile)
     group = tiles_in_block(c, shape, m)
     grid = divide(place, around, -(-n // shape.width), -(-m // (shape.rows * group)), suffix)
     panel, block = grid.panel, grid.block
     inside = Var(f"it_{suffix}", group)
     b, b_stride, pack = column_panel(place, c, shape, grid.panel, depth, around, suffix)
-    tile = Storage(f"tile_{suffix}", group * shape.rows * shape.width, c.tile.dtype, "tile")
     row = Var(f"row_{suffix}", m)
     a_index = c.a.index.substitute(dict(zip(c.rows, unravel_over(row, c.rows))))
     first = (block * group + Affine.of(inside)) * shape.rows
-    at = Affine.of(inside) * (shape.rows * shape.width)
-    kernel: Stmt = MicroKernel(tile, at, shape.rows, shape.width, shape.lanes, row, first, depth,
-                               replace(c.a, index=a_index), b, b_stride, c.note)
+    tile = Storage(f"tile_{suffix}", group * shape.rows * shape.width, c.tile.dtype, "tile")
+    kernel = MicroKernel(
+        tile, Affine.of(inside) * (shape.rows * shape.width), shape.rows, shape.width, shape.lanes,
+        row, first, depth, replace(c.a, index=a_index), b, b_stride, shape.width, c.note)
+    found = in_place_tile(c, shape)
+    if found is not None:
+        return grid.loops(pack, (stored_at_once(kernel, c, *found, panel * shape.width),))
+    each: Stmt = kernel
     if group > 1:
         limit = -(-m // shape.rows) - block * group
-        kernel = For(inside, (kernel,), "serial", limit)
+        each = For(inside, (kernel,), "serial", limit)
     if not turns(c, shape, m):
-        return grid.loops(pack, (kernel, *epilogue(c, tile, shape, panel, block, group)))
+        return grid.loops(pack, (each, *epilogue(c, tile, shape, panel, block, group)))
     turned, turn = transposed(tile, shape, group, suffix)
     ends = epilogue(c, turned, shape, panel, block, group, across=turn.width)
-    return grid.loops(pack, (kernel, turn, *ends))
+    return grid.loops(pack, (each, turn, *ends))
+
+
+def stored_at_once(kernel: MicroKernel, c: Contraction, store: Store, apart: int,
+                   column: Affine) -> MicroKernel:
+    """The kernel with its tile in the result, where the store of the contraction puts it."""
+    corner = store.index.substitute(dict.fromkeys((*c.rows, *c.cols), Affine.const_of(0)))
+    return replace(kernel, tile=store.storage, at=corner + kernel.first * apart + column,
+                   apart=apart, more=Affine.const_of(0 if store.accumulate is None else 1))
 
 
 @dataclass

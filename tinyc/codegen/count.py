@@ -77,6 +77,7 @@ class Counter:
             self.flops += 2 * times * stmt.height * stmt.width * depth
             self.touch(stmt.a.storage, stmt.a.index, self.read)
             self.touch(stmt.b.storage, stmt.b.index, self.read, depth * stmt.b_stride)
+            self.touch(stmt.tile, stmt.at, self.written, stmt.height * stmt.apart)
         elif isinstance(stmt, MicroPack):
             self.touch(stmt.b.storage, stmt.b.index, self.read)
 

@@ -85,7 +85,8 @@ def deep_tiles(place: Place, c: Contraction, cut: Deep, depth: tuple[Var, ...], 
     kernel = MicroKernel(
         tile, one * tile_size, shape.rows, shape.width, shape.lanes, row,
         Affine.of(grid.blocks.var) * shape.rows, (k,),
-        Load(copied, Affine.of(k) * height + Affine.of(row)), b, b_stride, c.note, Affine.of(kb))
+        Load(copied, Affine.of(k) * height + Affine.of(row)), b, b_stride, shape.width, c.note,
+        Affine.of(kb))
     sums = For(kb, (copy_rows(part, k, copied, height, grid, shape, suffix),
                     replace(grid.panels, body=(*pack, replace(grid.blocks, body=(kernel,))))))
     ends = epilogue(c, tile, shape, grid.panel, grid.block, 1, one * tile_size)

@@ -187,7 +187,7 @@ class Worker:
             raise AssertionError(f"{self.kernel.name}: {value.dtype} stored as {array.dtype}")
         at = self.position(stmt.storage, stmt.index)
         if self.watchers:
-            self.show(stmt, at, value, array[at])
+            self.show(stmt, (stmt.storage, at, stmt.accumulate), value, array[at])
         if stmt.accumulate == "sum":
             array[at] += value
         elif stmt.accumulate == "max":
@@ -195,19 +195,21 @@ class Worker:
         else:
             array[at] = value
 
-    def show(self, stmt: Store, at: int, value: Any, old: Any) -> None:
+    def show(self, stmt: Store | MicroKernel, place: tuple[Storage, int, str | None], value: Any,
+             old: Any) -> None:
         """Hand a store that is about to happen to those who watch it."""
         kernel = self.kernel
+        storage, at, accumulate = place
         member = next((word for word in stmt.note.split() if word in kernel.members), "")
         for watcher in self.watchers:
             if watcher.wants(f"{kernel.name} {stmt.note}"):
                 computed = self.variables.computed
+                read = loads(stmt.value) if isinstance(stmt, Store) else []
                 reads = {f"{e.storage.name}[{e.index.evaluate(self.variables)}]": computed[id(e)]
-                         for e in loads(stmt.value) if all(map(self.holds, e.guard))}
+                         for e in read if all(map(self.holds, e.guard))}
                 loops = {v.name: i for v, i in self.variables.items() if v.extent > 1}
-                watcher.function(Stored(kernel.name, member, kernel.lines.get(member),
-                                        stmt.storage.name, at, value, old, stmt.accumulate, loops,
-                                        reads))
+                watcher.function(Stored(kernel.name, member, kernel.lines.get(member), storage.name,
+                                        at, value, old, accumulate, loops, reads))
 
     def contraction(self, stmt: Contraction) -> None:
         """tile[0] = sum of a * b, then the body, at each point of rows and columns."""
@@ -226,19 +228,21 @@ class Worker:
             yield point
 
     def micro_kernel(self, stmt: MicroKernel) -> None:
-        wide = np.float64
         at = stmt.at.evaluate(self.variables)
-        self.require(stmt.tile, at, at + stmt.height * stmt.width)
-        columns = self.panel(stmt).astype(wide)
+        columns = self.panel(stmt).astype(np.float64)
         first = stmt.first.evaluate(self.variables)
+        tile = self.array(stmt.tile)
+        more = stmt.more.evaluate(self.variables)
         for i in range(stmt.height):
+            self.require(stmt.tile, at, at + stmt.width)
             self.variables[stmt.row] = min(first + i, stmt.row.extent - 1)
             row = [self.value(stmt.a) for _ in self.points(stmt.depth)]
-            total = np.array(row, wide) @ columns
-            if stmt.more.evaluate(self.variables):
-                total += self.array(stmt.tile)[at:at + stmt.width]
-            self.array(stmt.tile)[at:at + stmt.width] = total
-            at += stmt.width
+            old = tile[at:at + stmt.width]
+            total = (np.array(row, np.float64) @ columns + (old if more else 0)).astype(tile.dtype)
+            for j in range(stmt.width if self.watchers and stmt.tile.role != "tile" else 0):
+                self.show(stmt, (stmt.tile, at + j, None), total[j], old[j])
+            tile[at:at + stmt.width] = total
+            at += stmt.apart
 
     def panel(self, stmt: MicroKernel) -> np.ndarray:
         """The rows of the column operand, one for each point of the depth."""

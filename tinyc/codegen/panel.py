@@ -20,6 +20,7 @@ from tinyc.ir.loop import (
     Within,
     rewrite,
     substitute_index,
+    substitute_load,
     substitute_stmt,
 )
 from tinyc.ir.program import Target
@@ -27,6 +28,10 @@ from tinyc.ir.program import Target
 ONE_VECTOR_ROWS = 8
 ONE_VECTOR_SHARE = 0.75
 HALF_VECTOR_SHARE = 0.4
+# So many vectors of sums keep the multiply-adds of a CPU busy, and beginning a tile costs this part
+# of a row.
+LEAST_SUMS = 10
+TILE_ROWS = 0.1
 # A column operand in place is read in strides: beyond these many bytes, and for more than a few
 # tiles of rows, the copy that packs it is cheaper than what the strides cost in caches.
 IN_PLACE_STRIDE = 2048
@@ -51,7 +56,6 @@ def choose_tile(rows: int, columns: int, itemsize: int, target: Target,
                 chosen: tuple[int, int] | None = None) -> Tile:
     """The tile that wastes least of its lanes; two vectors hide more latency than one.
 
-    It is as high as the registers allow, less what would be computed beyond the last row.
     `chosen`: (rows, vectors) of the tile to take instead.
     """
     lanes = max(1, target.lanes * 4 // itemsize)
@@ -62,7 +66,18 @@ def choose_tile(rows: int, columns: int, itemsize: int, target: Target,
     if chosen is not None:
         options = [(Tile(chosen[0], lanes, chosen[1] * lanes), 1.0)]
     best = min(options, key=lambda o: -(-columns // o[0].width) * o[0].width / o[1])[0]
-    return replace(best, rows=-(-rows // max(1, -(-rows // best.rows))))
+    return replace(best, rows=tile_height(rows, best.rows, best.width // best.lanes))
+
+
+def tile_height(rows: int, most: int, vectors: int) -> int:
+    """The rows of a tile with which least is computed beyond the last row.
+
+    Fewer than the registers allow are as fast while there are enough sums to hide the latency.
+    """
+    least = max(-(-2 * most // 3), -(-LEAST_SUMS // vectors))
+    even = -(-rows // -(-rows // most))
+    return min((even, *range(most, least - 1, -1)),
+               key=lambda h: -(-rows // h) * (h + TILE_ROWS))
 
 
 @dataclass
@@ -77,6 +92,11 @@ class Place:
     choices: Choices = RULES
     packs: dict[Var | None, list[Stmt]] = field(default_factory=dict)
     made: int = 0
+
+    def suffix(self) -> str:
+        """What the names of the next contraction's variables end with."""
+        self.made += 1
+        return f"{self.kernel.split('_')[0]}_{self.made}"
 
 
 @dataclass
@@ -160,6 +180,34 @@ def column_panel(place: Place, c: Contraction, shape: Tile, panel: Affine, depth
     else:
         pack = packing(c, shape, panel, depth, storage, at, suffix)
     return Load(storage, at), shape.width, pack
+
+
+def in_place_tile(c: Contraction, shape: Tile) -> tuple[Store, int] | None:
+    """(the store, how far rows are apart) if a contraction only stores its sums, and whole tiles
+    of them lie in the result as they do in registers."""
+    store = c.body[0]
+    if len(c.body) > 1 or not isinstance(store, Store) or store.accumulate == "max":
+        return None
+    value, where = store.value, store.storage
+    plain = isinstance(value, Load) and value.storage is c.tile and where.dtype is c.tile.dtype
+    if not plain or where.role == "register" or any(True for _ in store.index.data()):
+        return None
+    if elements(c.rows) % shape.rows or elements(c.cols) % shape.width:
+        return None
+    apart = store.index.coeff(c.rows[-1]) if c.rows else 0
+    linear = all(store.index.is_linear_in(v) for v in (*c.rows, *c.cols))
+    if linear and steps_evenly(store.index, c.rows, apart) and steps_evenly(store.index, c.cols, 1):
+        return store, apart
+    return None
+
+
+def columns_of(c: Contraction, first: int, count: int) -> Contraction:
+    """The part of a contraction with these columns, if it has one variable of them."""
+    (old,) = c.cols
+    j = Var(f"{old.name}_{first}", count)
+    names = {old: Affine.of(j) + first}
+    return replace(c, cols=(j,), b=substitute_load(c.b, names),
+                   body=tuple(substitute_stmt(s, names) for s in c.body))
 
 
 def in_place_panel(c: Contraction, shape: Tile, panel: Affine,

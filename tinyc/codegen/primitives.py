@@ -31,6 +31,7 @@ from tinyc.ir.loop import (
     replace_storage,
     rewrite,
     statements,
+    stored_at,
     substitute_stmt,
     walk,
 )
@@ -390,9 +391,7 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
     """
     if loop.var.extent == 0:
         return (loop,)
-    written = {s.storage for s in statements(loop.body) if isinstance(s, Store)}
-    written |= {s.tile for s in statements(loop.body) if isinstance(s, MicroKernel)}
-    written |= {s.storage for s in statements(loop.body) if isinstance(s, MicroPack)}
+    written = {place[0] for place in map(stored_at, statements(loop.body)) if place is not None}
     moving = {loop.var} | {s.var for s in statements(loop.body) if isinstance(s, For)}
     before: list[Stmt] = []
     done: dict[int, Load] = {}

@@ -21,6 +21,7 @@ from tinyc.ir.loop import (
     loads_of,
     rewrite,
     statements,
+    stored_at,
     transform,
 )
 
@@ -47,7 +48,8 @@ def rebase(kernel: LoopKernel) -> tuple[LoopKernel, Bases]:
 
 def accesses(stmt: Stmt) -> list[tuple[Storage, Affine]]:
     """The storages that a statement itself reads and writes, and at which index."""
-    stored = [(stmt.storage, stmt.index)] if isinstance(stmt, Store) else []
+    place = stored_at(stmt)
+    stored = [] if place is None else [place]
     return [*stored, *((load.storage, load.index) for load in loads_of(stmt))]
 
 
@@ -70,5 +72,5 @@ def relative(stmt: Stmt, bases: Bases) -> Stmt:
     if isinstance(stmt, If):
         return replace(stmt, cond=fresh(stmt.cond))
     if isinstance(stmt, MicroKernel):
-        return replace(stmt, a=load(stmt.a), b=load(stmt.b))
+        return replace(stmt, at=stmt.at - bases.get(stmt.tile, 0), a=load(stmt.a), b=load(stmt.b))
     return replace(stmt, b=load(stmt.b)) if isinstance(stmt, MicroPack) else stmt

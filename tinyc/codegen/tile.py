@@ -70,7 +70,8 @@ def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
         f"static __attribute__((noinline)) void tc_tile_{dtype}_{height}x{width}_{lanes}(",
         "    long n2, long n1, long n0, long s2, long s1, long s0,",
         f"    const {t} *a, const long *row, const {t} *b, long step, {t} *restrict tile, "
-        "long more) {",
+        "long apart,",
+        "    long more) {",
         "  " + v + " " + ", ".join(f"c{i}_{j} = {{0}}" for i in rows for j in cols) + ";",
         "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         *(["  " + " ".join(f"TC_HOLD(a{i});" for i in rows)] if height >= MANY_ROWS else []),
@@ -87,11 +88,11 @@ def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
         lines.append(f"        {{ const {t} x = a{i}[o]; "
                      + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
     lines += ["      }", "    }", "  if (more) {"]
-    lines += [f"    c{i}_{j} += *({v}u *)(tile + {i * width + j * lanes});"
+    places = [(f"c{i}_{j}", f"*({v}u *)(tile + {i} * apart + {j * lanes})")
               for i in rows for j in cols]
+    lines += [f"    {sums} += {place};" for sums, place in places]
     lines.append("  }")
-    lines += [f"  *({v}u *)(tile + {i * width + j * lanes}) = c{i}_{j};"
-              for i in rows for j in cols]
+    lines += [f"  {place} = {sums};" for sums, place in places]
     return "\n".join([*lines, "}"])
 
 

@@ -271,11 +271,12 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class MicroKernel:
-    """tile[at + i*width + j] = sum over depth of a[row first + i, depth] * b[depth, j].
+    """tile[at + i*apart + j] = sum over depth of a[row first + i, depth] * b[depth, j].
 
     `a` is read at `row` (a variable over all rows; beyond the last row, the last is read again);
     `b` is a panel whose rows, one for each point of `depth`, are `b_stride` elements apart.
-    Where `more` is not 0, the sums are added to what the tile holds.
+    Where `more` is not 0, the sums are added to what the tile holds. A tile is a storage of the
+    kernel's own, or its place in the result if nothing is left to do with the sums.
     """
 
     tile: Storage
@@ -289,6 +290,7 @@ class MicroKernel:
     a: Load
     b: Load
     b_stride: int
+    apart: int
     note: str = ""
     more: Affine = Affine.const_of(0)
 
@@ -322,6 +324,22 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         yield stmt
         if isinstance(stmt, (For, If, Contraction)):
             stack.extend(reversed(stmt.body))
+
+
+def stored_at(stmt: Stmt) -> tuple[Storage, Affine] | None:
+    """The storage that a statement itself writes, and the (first) element that it writes."""
+    if isinstance(stmt, Store):
+        return stmt.storage, stmt.index
+    if isinstance(stmt, MicroKernel):
+        return stmt.tile, stmt.at
+    return (stmt.storage, stmt.at) if isinstance(stmt, MicroPack) else None
+
+
+def adds(stmt: Stmt) -> bool:
+    """True if a statement combines what it stores with what is there."""
+    if isinstance(stmt, MicroKernel):
+        return stmt.more != Affine.const_of(0)
+    return isinstance(stmt, Store) and stmt.accumulate is not None
 
 
 def loads_of(stmt: Stmt) -> list[Load]:
@@ -395,7 +413,7 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
             return If(rewrite(stmt.cond, leaf, lambda a: a), tuple(map(swap, stmt.body)))
         if isinstance(stmt, MicroKernel):
             a, b = (replace(x, storage=fresh.get(x.storage, x.storage)) for x in (stmt.a, stmt.b))
-            return replace(stmt, a=a, b=b)
+            return replace(stmt, tile=fresh.get(stmt.tile, stmt.tile), a=a, b=b)
         if isinstance(stmt, MicroPack):
             b = replace(stmt.b, storage=fresh.get(stmt.b.storage, stmt.b.storage))
             return replace(stmt, b=b)

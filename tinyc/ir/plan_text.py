@@ -116,7 +116,9 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
     if isinstance(stmt, MicroKernel):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
         more = f" (+= if {stmt.more})" if stmt.more.terms else ""
-        return [f"{pad}{stmt.tile}[{stmt.at}; {stmt.height}x{stmt.width}] = sum{more} {depths}: "
+        shape = f"{stmt.height}x{stmt.width}"
+        rows = f" + {stmt.apart}*row" if stmt.apart != stmt.width else ""
+        return [f"{pad}{stmt.tile}[{stmt.at}{rows}; {shape}] = sum{more} {depths}: "
                 f"{expr_text(stmt.a)} * {stmt.b.storage}[{stmt.b.index} + {stmt.b_stride}*k]"]
     if isinstance(stmt, MicroPack):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)

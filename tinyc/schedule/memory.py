@@ -7,9 +7,11 @@ from tinyc.ir.loop import (
     LoopKernel,
     Storage,
     Store,
+    adds,
     loads_of,
     replace_storage,
     statements,
+    stored_at,
 )
 from tinyc.ir.plan import Plan
 
@@ -31,10 +33,11 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
     writes: dict[Storage, None] = {}
     for stmt in statements(kernel.body + kernel.finish):
         reads.update((load.storage, None) for load in loads_of(stmt))
-        if isinstance(stmt, Store):
-            writes[stmt.storage] = None
-            if stmt.accumulate:
-                reads[stmt.storage] = None
+        place = stored_at(stmt)
+        if place is not None:
+            writes[place[0]] = None
+            if adds(stmt):
+                reads[place[0]] = None
     return reads, writes
 
 
