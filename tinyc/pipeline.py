@@ -15,6 +15,7 @@ from typing import Any
 from tinyc import config, debugging, dumps
 from tinyc.codegen import c, cpu
 from tinyc.codegen.count import kernel_info
+from tinyc.codegen.lines import far_stores
 from tinyc.codegen.lower import lower_nest
 from tinyc.diagnostics import Remark, ScheduleError, TinycError, VerifyError, collected
 from tinyc.ir.build import materialize
@@ -102,8 +103,9 @@ def lower_stages(plan: Plan, target: Target) -> None:
 
 def schedule_kernels(plan: Plan, target: Target) -> None:
     """Apply the target's recipe to each kernel."""
-    plan.kernels = [cpu.schedule(kernel, target, plan.choices.get(nest, RULES))
-                    for kernel, nest in zip(plan.kernels, plan.nests)]
+    far = far_stores(plan.kernels, target)
+    plan.kernels = [cpu.schedule(kernel, target, plan.choices.get(nest, RULES), past)
+                    for kernel, nest, past in zip(plan.kernels, plan.nests, far)]
 
 
 GRAPH = (

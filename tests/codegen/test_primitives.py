@@ -101,6 +101,14 @@ def test_collapse_keeps_results(case: tuple[For, list[Storage]]) -> None:
     assert_kept((loop,), (after,), storages)
 
 
+@given(map_nests(), st.integers(1, 5))
+def test_split_rest_keeps_results(case: tuple[For, list[Storage]], factor: int) -> None:
+    loop, storages = case
+    after = p.split_rest(loop, factor)
+    assert len(after) == 1 + (loop.var.extent % factor > 0)
+    assert_kept((loop,), after, storages)
+
+
 def test_collapse_makes_one_loop() -> None:
     x, y, _ = memory()
     a, c = Var("a", 3), Var("c", 4)

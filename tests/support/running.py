@@ -44,13 +44,14 @@ def root_uid(out: Node) -> int:
 class Compiled:
     """A graph compiled for this machine, past all caches of programs.
 
-    With `split` even small loops are divided into chunks.
+    With `split` even small loops are divided into chunks; `caches` are other sizes than a CPU's.
     """
 
-    def __init__(self, outputs: Sequence[Node], fuse: bool = True, split: bool = False) -> None:
+    def __init__(self, outputs: Sequence[Node], fuse: bool = True, split: bool = False,
+                 **caches: int) -> None:
         self.outputs = tuple(outputs)
         self.leaves = canonical_key(outputs)[1]
-        target = compiler.host_target()
+        target = replace(compiler.host_target(), **caches)
         target = replace(target, serial_work=SPLITTING.serial_work) if split else target
         with config.configure(fuse=fuse):
             self.program, _ = pipeline.build_program(self.outputs, self.leaves, target)

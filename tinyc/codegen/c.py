@@ -24,6 +24,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     MicroKernel,
     MicroPack,
+    Prefetch,
     Stmt,
     Storage,
     Store,
@@ -48,6 +49,44 @@ typedef struct { void **p; const tinyc_rt *rt; } tc_task;
 LONGEST_TABLE = 32
 
 HELPERS = {
+    "stream": """\
+#if defined(__clang__) || defined(__AVX512F__)
+typedef float tc_line __attribute__((vector_size(64), may_alias));
+#elif defined(__AVX__)
+typedef float tc_line __attribute__((vector_size(32), may_alias));
+#elif defined(__SSE__) && !defined(__TINYC__)
+typedef float tc_line __attribute__((vector_size(16), may_alias));
+#endif
+#if defined(__clang__)
+#define TC_PAST(to, from) __builtin_nontemporal_store(from, to)
+#elif defined(__AVX512F__)
+#define TC_PAST(to, from) __builtin_ia32_movntps512((float *)(to), from)
+#elif defined(__AVX__)
+#define TC_PAST(to, from) __builtin_ia32_movntps256((float *)(to), from)
+#elif defined(__SSE__) && !defined(__TINYC__)
+#define TC_PAST(to, from) __builtin_ia32_movntps((float *)(to), from)
+#endif
+static inline void tc_stream(void *to, const void *from) {
+#ifdef TC_PAST
+  if ((unsigned long)to % 64 == 0) {
+    for (unsigned long i = 0; i < 64 / sizeof(tc_line); i++)
+      TC_PAST((tc_line *)to + i, ((const tc_line *)from)[i]);
+    return;
+  }
+#endif
+  __builtin_memcpy(to, from, 64);
+}
+static inline void tc_fence(void) {
+#if defined(__x86_64__) && !defined(__TINYC__)
+  __builtin_ia32_sfence();
+#endif
+}""",
+    "prefetch": """\
+#ifdef __GNUC__
+#define TC_PREFETCH(place) __builtin_prefetch(place)
+#else
+#define TC_PREFETCH(place) (void)0
+#endif""",
     "min": "static inline long tc_min(long a, long b) { return a < b ? a : b; }",
     "check": """\
 static inline long tc_check(long v, long bound, long site, long *status) {
@@ -87,6 +126,19 @@ class CScope(Scope):
         lines = super().hints(stmt)
         sums = stmt.var.extent <= WIDEST_LANES and all(map(sums_lanes, stmt.body))
         return [*lines, "#pragma clang loop unroll(full)"] if lines and sums else lines
+
+    def stream(self, stmt: Store) -> str:
+        """The streaming store of the line that a loop has made."""
+        self.owner.helpers["stream"] = None
+        name, v = self.collected[stmt]
+        at = self.index(stmt.index.substitute({v: Affine.const_of(0)}))
+        return f"tc_stream({self.storage(stmt.storage)} + {at}, {name});"
+
+    def prefetch(self, stmt: Prefetch) -> str:
+        """A hint, without effect where there is none."""
+        self.owner.helpers["prefetch"] = None
+        x = stmt.load
+        return f"TC_PREFETCH({self.storage(x.storage)} + {self.index(x.index)});"
 
     def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
         """Offsets of the rows, then a call of the shared register tile."""
@@ -396,7 +448,8 @@ FUNCTION_HEAD = (
 
 def function_text(text: KernelText, body: str) -> str:
     """The braces of a kernel function: the pointers that it uses, then its statements."""
-    return "\n".join([*FUNCTION_HEAD, *pointer_lines(text, body), body, "}"])
+    end = "tc_fence(); }" if "tc_stream(" in body else "}"  # what went past the caches is seen
+    return "\n".join([*FUNCTION_HEAD, *pointer_lines(text, body), body, end])
 
 
 def pointer_lines(text: KernelText, body: str) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
+from tinyc.codegen.lines import Far, ask_ahead, stream_stores
 from tinyc.codegen.transpose import in_tiles
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.choices import RULES, Choices
@@ -26,18 +27,22 @@ UNROLL_STATEMENTS = 48
 FEWEST_SUMS = 4
 
 
-def schedule(kernel: LoopKernel, target: Target, choices: Choices = RULES) -> LoopKernel:
-    """The kernel with its contractions, rows and maps scheduled for a CPU."""
+def schedule(kernel: LoopKernel, target: Target, choices: Choices = RULES,
+             far: Far = frozenset()) -> LoopKernel:
+    """The kernel with its contractions, rows and maps scheduled for a CPU.
+
+    What it stores to `far` goes past the caches.
+    """
     p.number_names()
     body = schedule_contractions(kernel.body, kernel.name, kernel.chunks, target, choices)
     note(kernel, "tile contractions", kernel.body, body)
-    body = rows_and_maps(body, kernel, target, choices)
+    body = rows_and_maps(body, kernel, target, choices, far)
     finish = rows_and_maps(kernel.finish, kernel, target, choices)
     return replace(kernel, body=body, finish=finish)
 
 
 def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
-                  choices: Choices) -> tuple[Stmt, ...]:
+                  choices: Choices, far: Far = frozenset()) -> tuple[Stmt, ...]:
     """Loops without contractions: collapse, unroll, keep sums in registers, lanes, hoisting."""
     steps = (
         ("collapse", everywhere(collapse_all)),
@@ -49,7 +54,9 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
         ("sum in lanes", from_the_root(lambda s: lanes(s, target, choices))),
         ("hoist", everywhere(hoist_all)),
         ("inline single iterations", everywhere(inline_single)),
+        ("stream", everywhere(lambda s: stream_stores(s, kernel, far))),
         ("vectorize", everywhere(vectorize_all)),
+        ("ask for rows", lambda body: tuple(ask_ahead(s, target) for s in body)),
     )
     for name, step in steps:
         before, body = body, step(body)

@@ -30,6 +30,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     MicroKernel,
     MicroPack,
+    Prefetch,
     Stmt,
     Storage,
     Store,
@@ -162,6 +163,8 @@ class Worker:
                 self.block(stmt.body)
         elif isinstance(stmt, Contraction):
             self.contraction(stmt)
+        elif isinstance(stmt, Prefetch):
+            pass
         elif isinstance(stmt, MicroPack):
             self.micro_pack(stmt)
         else:

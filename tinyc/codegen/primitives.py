@@ -91,6 +91,23 @@ def split(loop: For, factor: int) -> For:
     return For(o, (inner,))
 
 
+def split_rest(loop: For, factor: int) -> tuple[Stmt, ...]:
+    """Two loops for one, and a third for what is left over.
+
+    for i < N: s(i)   ->   for o < N/F: for d < F: s(F*o + d); for t < N%F: s(N/F*F + t)
+    """
+    if loop.limit is not None or loop.kind != "serial":
+        raise ScheduleError(f"split_rest: the range of {loop.var.name} is not known here")
+    v, (whole, rest) = loop.var, divmod(loop.var.extent, factor)
+    o, d, t = Var(f"{v.name}o", whole), Var(f"{v.name}d", factor), Var(f"{v.name}t", rest)
+    at = Affine.of(o) * factor + Affine.of(d)
+    blocks = For(o, (For(d, tuple(substitute_stmt(s, {v: at}) for s in loop.body)),))
+    if not rest:
+        return (blocks,)
+    at = Affine.of(t) + whole * factor
+    return blocks, For(t, renamed(tuple(substitute_stmt(s, {v: at}) for s in loop.body)))
+
+
 def digit(loop: For) -> int | None:
     """The smallest number by which indices below divide the loop's variable alone."""
     found: set[int] = set()

@@ -15,6 +15,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     MicroKernel,
     MicroPack,
+    Prefetch,
     Stmt,
     Storage,
     Store,
@@ -73,4 +74,6 @@ def relative(stmt: Stmt, bases: Bases) -> Stmt:
         return replace(stmt, cond=fresh(stmt.cond))
     if isinstance(stmt, MicroKernel):
         return replace(stmt, at=stmt.at - bases.get(stmt.tile, 0), a=load(stmt.a), b=load(stmt.b))
+    if isinstance(stmt, Prefetch):
+        return Prefetch(load(stmt.load))
     return replace(stmt, b=load(stmt.b)) if isinstance(stmt, MicroPack) else stmt

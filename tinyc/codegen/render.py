@@ -24,6 +24,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     MicroKernel,
     MicroPack,
+    Prefetch,
     Stmt,
     Storage,
     Store,
@@ -42,6 +43,8 @@ TYPES = {"bool": "unsigned char", "u8": "unsigned char", "i8": "signed char", "i
 
 INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: "==",
          Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
+
+ALIGNED = "__attribute__((aligned(64)))"
 
 # A longer subexpression gets a line of its own.
 LONGEST_TEXT = 160
@@ -85,6 +88,8 @@ class Scope:
     variables: dict[Var, str] = field(default_factory=dict)
     scratch_size: int = 0
     temporaries: int = 0
+    # Where a vector loop collects a line that goes past the caches, and the loop's variable.
+    collected: dict[Store, tuple[str, Var]] = field(default_factory=dict)
     # How many lines the text of each statement has, what is below it included.
     lengths: dict[Stmt, int] = field(default_factory=dict)
 
@@ -123,6 +128,8 @@ class Scope:
             return self.loop(stmt, depth)
         if isinstance(stmt, Alloc):
             return [pad + self.declaration(stmt.storage)]
+        if isinstance(stmt, Prefetch):
+            return [pad + self.prefetch(stmt)]
         if isinstance(stmt, If):
             lines: list[str] = []
             cond = self.expression(stmt.cond, lines, pad)
@@ -137,7 +144,7 @@ class Scope:
         name, ctype = self.storage(s), TYPES[s.dtype.name]
         if s.size == 1:
             return f"{local_type(s.dtype)} {name};"
-        return f"{ctype} {name}[{s.size}] __attribute__((aligned(64)));"
+        return f"{ctype} {name}[{s.size}] {ALIGNED};"
 
     def loop(self, stmt: For, depth: int) -> list[str]:
         pad = "  " * depth
@@ -149,9 +156,12 @@ class Scope:
         elif stmt.limit is not None:
             self.owner.helpers["min"] = None
             stop = f"tc_min({n}, {self.index(stmt.limit)})"
-        lines = [pad + line for line in self.hints(stmt)]
+        streamed = [s for s in stmt.body if isinstance(s, Store) and s.streams]
+        lines = [self.collect(s, stmt.var, pad) for s in streamed]
+        lines += [pad + line for line in self.hints(stmt)]
         lines.append(f"{pad}for (long {v} = {start}; {v} < {stop}; {v}++) {{")
-        return [*lines, *self.block(stmt.body, depth + 1), pad + "}"]
+        body = self.block(stmt.body, depth + 1)
+        return [*lines, *body, " ".join([pad + "}", *(self.stream(s) for s in streamed)])]
 
     def hints(self, stmt: For) -> list[str]:
         """Lines before a loop that tell the compiler what is known of it."""
@@ -160,7 +170,11 @@ class Scope:
     def store(self, stmt: Store, pad: str) -> list[str]:
         lines: list[str] = []
         value = self.expression(stmt.value, lines, pad)
-        where = self.element(stmt.storage, stmt.index, lines, pad)
+        if stmt.streams:
+            name, v = self.collected[stmt]
+            where = f"{name}[{self.var(v)}]"
+        else:
+            where = self.element(stmt.storage, stmt.index, lines, pad)
         note = f"  // {stmt.note}" if stmt.note else ""
         if stmt.accumulate == "sum":
             if stmt.storage.dtype.kind == "b":
@@ -180,6 +194,19 @@ class Scope:
         name = f"max_{dtype.name}"
         self.owner.helpers[name] = None
         return f"tc_{name}({b}, {a})"
+
+    def collect(self, stmt: Store, v: Var, pad: str) -> str:
+        """The declaration of the line that a vector loop over `v` makes for a streaming store."""
+        name = f"n{self.temporaries}"
+        self.temporaries += 1
+        self.collected[stmt] = name, v
+        return f"{pad}{TYPES[stmt.storage.dtype.name]} {name}[{v.extent}] {ALIGNED};"
+
+    def stream(self, stmt: Store) -> str:
+        raise NotImplementedError
+
+    def prefetch(self, stmt: Prefetch) -> str:
+        raise NotImplementedError
 
     def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
         raise NotImplementedError

@@ -213,7 +213,7 @@ def loads(root: Expr) -> list[Load]:
 class Store:
     """storage[index] = value, or combined with it: accumulate is None, "sum" or "max".
 
-    `note` names the member of the kernel that stores.
+    `note` names the member of the kernel that stores. What `streams` goes past the caches.
     """
 
     storage: Storage
@@ -221,6 +221,14 @@ class Store:
     value: Expr
     accumulate: str | None = None
     note: str = ""
+    streams: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Prefetch:
+    """Asks for the cache line of an element, which may lie beyond the end of its storage."""
+
+    load: Load
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,7 +321,7 @@ class MicroPack:
     b: Load
 
 
-Stmt = Store | Alloc | For | If | Contraction | MicroKernel | MicroPack
+Stmt = Store | Prefetch | Alloc | For | If | Contraction | MicroKernel | MicroPack
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -354,6 +362,8 @@ def loads_of(stmt: Stmt) -> list[Load]:
         roots = (stmt.a, stmt.b)
     elif isinstance(stmt, MicroPack):
         roots = (stmt.b,)
+    elif isinstance(stmt, Prefetch):
+        roots = (stmt.load,)
     return [load for root in roots for load in loads(root)]
 
 
@@ -373,6 +383,8 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     if isinstance(stmt, Store):
         return replace(stmt, index=substitute_index(stmt.index, mapping),
                        value=substitute(stmt.value, mapping))
+    if isinstance(stmt, Prefetch):
+        return Prefetch(substitute_load(stmt.load, mapping))
     if isinstance(stmt, For):
         limit = None if stmt.limit is None else stmt.limit.substitute(mapping)
         body = tuple(substitute_stmt(s, mapping) for s in stmt.body)

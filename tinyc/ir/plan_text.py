@@ -18,6 +18,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     MicroKernel,
     MicroPack,
+    Prefetch,
     Read,
     Stmt,
     Store,
@@ -102,8 +103,9 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         sign = {None: "=", "sum": "+=", "max": "max="}[stmt.accumulate]
         note = f"  # {stmt.note}" if stmt.note else ""
         parts, value = expr_parts(stmt.value)
+        past = " past the caches" if stmt.streams else ""
         return [*(pad + part for part in parts),
-                f"{pad}{stmt.storage}[{stmt.index}] {sign} {value}{note}"]
+                f"{pad}{stmt.storage}[{stmt.index}] {sign} {value}{past}{note}"]
     if isinstance(stmt, For):
         kind = "" if stmt.kind == "serial" else stmt.kind.replace("_", " ") + " "
         limit = f", {stmt.limit}" if stmt.limit is not None else ""
@@ -111,6 +113,8 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
                 *block_lines(stmt.body, depth + 1)]
     if isinstance(stmt, If):
         return [f"{pad}if {expr_text(stmt.cond)}", *block_lines(stmt.body, depth + 1)]
+    if isinstance(stmt, Prefetch):
+        return [f"{pad}ask for {expr_text(stmt.load)}"]
     if isinstance(stmt, Alloc):
         return [f"{pad}{stmt.storage.dtype} {stmt.storage}[{stmt.storage.size}]"]
     if isinstance(stmt, MicroKernel):

@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 class Target:
     """What schedules need to know of a machine.
 
-    `lanes` f32 numbers fit a vector; `tile_rows` rows of accumulators fit the registers; `l1`, `l2`
-    are bytes of cache. A parallel loop has up to `chunks` chunks, each worth `serial_work` / 2
-    weighted operations or more, and each with up to `private_bytes` of sums of its own.
+    `lanes` f32 numbers fit a vector; `tile_rows` rows of accumulators fit the registers; `l1`,
+    `l2`, `l3` are bytes of cache. A parallel loop has up to `chunks` chunks, each worth
+    `serial_work` / 2 weighted operations or more, and each with up to `private_bytes` of sums of
+    its own.
     """
 
     lanes: int
     tile_rows: int
     l1: int
     l2: int
+    l3: int
     chunks: int
     serial_work: int
     private_bytes: int
 
 
-CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, chunks=8, serial_work=1 << 15,
-             private_bytes=256 << 10)
+CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, l3=32 << 20, chunks=8,
+             serial_work=1 << 15, private_bytes=256 << 10)
 
 
 @dataclass(frozen=True)
