@@ -1,4 +1,4 @@
-"""Stores that go past the caches, and rows that are asked for ahead: where, and what stays equal."""
+"""Stores that go past the caches, and rows that are asked for ahead; what stays equal."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_rows_need_not_begin_at_a_cache_line(columns: int, dtype: type) -> None:
 
 
 def test_what_fits_the_cache_stays_there() -> None:
-    (x,), memory = buffers(floats(1000))
+    (x,), _ = buffers(floats(1000))
     out = b.add(x, 1)
     assert not streamed(plan_of([out], target=replace(CPU, l2=1 << 10, l3=8001)))
     assert streamed(plan_of([out], target=replace(CPU, l2=1 << 10, l3=7999))) == ["out0"]
