@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tinyc.codegen.panel import (
+    BEGINNING,
     Cells,
     Place,
     Tile,
@@ -17,6 +18,7 @@ from tinyc.codegen.panel import (
     cells,
     column_panel,
     epilogue,
+    in_place_panel,
     runs_along_rows,
     steps_evenly,
 )
@@ -27,8 +29,9 @@ from tinyc.ir.program import Target
 
 # How many points of the depth a block has: the best divisor of the depth in this range.
 BLOCK, SHORTEST, LONGEST = 256, 128, 512
-# What it costs to copy a panel or the rows of a tile from memory, in tiles of the same depth.
-COPY_TILES = 1.0
+# What it costs to copy a panel or the rows of a tile from memory, or to read a panel from where it
+# is, in tiles of the same depth.
+PANEL_TILES, ROWS_TILES, IN_PLACE_TILES = 3.0, 0.7, 0.3
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def cut_depth(c: Contraction, around: tuple[Var, ...], depth: tuple[Var, ...],
     size = elements(depth)
     if around or not depth or runs_along_rows(c) or not steps_evenly(c.a.index, c.rows, 1):
         return None
-    small = elements(c.rows) * size * c.a.dtype.itemsize <= 2 * target.l2
+    small = size <= 2 * BLOCK or elements(c.rows) * size * c.a.dtype.itemsize <= 2 * target.l2
     if block == 0 or (block is None and small):
         return None
     a_stride, b_stride = (x.index.coeff(depth[-1]) for x in (c.a, c.b))
@@ -67,8 +70,9 @@ def deep_tiles(place: Place, c: Contraction, cut: Deep, depth: tuple[Var, ...], 
                suffix: str) -> Stmt:
     """for cells: (for blocks of the depth: copy rows; for panels: [pack], tiles), epilogue."""
     panels, rows = -(-elements(c.cols) // shape.width), -(-elements(c.rows) // shape.rows)
-    down, across = cells(place.chunks, panels, rows, COPY_TILES, COPY_TILES,
-                         place.choices.across)
+    packed = in_place_panel(c, shape, BEGINNING, depth, place.choices.pack) is None
+    down, across = cells(place.chunks, panels, rows, PANEL_TILES if packed else IN_PLACE_TILES,
+                         ROWS_TILES, place.choices.across)
     grid = cell_loops(down, across, panels, rows, suffix)
     kb, k = Var(f"kb_{suffix}", cut.blocks), Var(f"k_{suffix}", cut.block)
     at_depth = Affine.of(kb) * cut.block + Affine.of(k)
