@@ -1,4 +1,4 @@
-"""How far functions of f32 are from their exact values, as users get them: compiled programs.
+"""How far functions are from their exact values, as users get them: compiled programs.
 
 Each is swept over all exponents and where it bends; `pytest -m exhaustive tests/codegen` takes all
 2**32 numbers, some minutes a function, and prints the worst.
@@ -88,8 +88,7 @@ def worst(case: Case, x: np.ndarray, got: np.ndarray) -> tuple[float, str]:
         return 0.5, "nowhere"
     x, got, want = x[wrong], got[wrong], want[wrong]
     distance = u.ulps(got, want, np.where(np.isfinite(x), x, 0) * np.float32(case.share))
-    if case.graph is not elementwise.log1p:  # of -0 it is +0
-        distance[(want == 0) & (got == 0)] = np.inf
+    distance[(want == 0) & (got == 0)] = np.inf
     at = int(np.argmax(distance))
     return float(distance[at]), f"at {x[at]!r}: {got[at]!r}, exactly {want[at]!r}"
 
@@ -108,6 +107,27 @@ def test_functions_are_near_their_exact_values(swept: tuple, name: str) -> None:
     numbers, values = swept
     distance, where = worst(CASES[name], numbers, values[name])
     assert distance <= CASES[name].limit, where
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="nothing is more exact than f64")
+@pytest.mark.parametrize(("function", "exact", "limit"), [
+    (b.exp, np.exp, 1.0), (b.log, np.log, 0.9), (b.tanh, np.tanh, 2.7)])  # fmt: skip
+def test_functions_of_f64_are_near_their_exact_values(
+        function: Callable[[Node], Node], exact: Exact, limit: float) -> None:
+    rng = np.random.default_rng(4)
+    edges = np.array([709.782712893384, 709.7827128933841, 710.0, -708.4, -745.1332191019412,
+                      -745.2, -746.0, 0.5**0.5, 2**0.5, 20.0, 1e308, 5e-324, 2.0**-1022])
+    parts = [u.every_exponent(20, 1, np.float64), u.SPECIAL, edges, -edges,
+             rng.uniform(-750, 750, 50_000), rng.normal(0, 1, 50_000),
+             1 + rng.normal(0, 1e-3, 50_000)]
+    numbers = np.concatenate([p.astype(np.float64) for p in parts])
+    (x,), memory = buffers(numbers)
+    (got,) = Compiled([function(x)])(memory)
+    with np.errstate(all="ignore"):
+        want = exact(numbers.astype(np.longdouble))
+    distance = u.ulps(got, want)
+    assert distance.max() <= limit, numbers[np.argmax(distance)]
+    assert (np.signbit(got) == np.signbit(want))[want == 0].all(), "the sign of zero"
 
 
 def distance_of_powers(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:

@@ -75,11 +75,11 @@ def moved() -> Graph:
 
 def functions() -> Graph:
     values = np.concatenate([floats(90) * 20, [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42]])
-    (x,), memory = buffers(values.astype(np.float32))
+    (x, y), memory = buffers(values.astype(np.float32), values)
     unary = [b.exp, b.log, b.sin, b.cos, b.tanh, b.erf, b.floor, b.sqrt, activation.sigmoid]
     whole = b.cast(b.where(b.lt(b.mul(x, x), 1e4), x, 0.0), d.i32)
-    return [*(f(x) for f in unary), b.pow(x, b.mul(x, 0.3)), b.mod(x, 0.7), b.idiv(x, 0.7),
-            b.mod(whole, 7), b.shl(whole, 2)], memory
+    return [*(f(x) for f in unary), b.exp(y), b.log(y), b.tanh(y), b.pow(x, b.mul(x, 0.3)),
+            b.mod(x, 0.7), b.idiv(x, 0.7), b.mod(whole, 7), b.shl(whole, 2)], memory
 
 
 PROGRAMS = [mlp_step, conv_step, attention_both_ways, rows, moved, functions]

@@ -18,12 +18,14 @@ EDGES = np.array([0.925, 3.95, 9.02, 87.336, 88.7228, 89.0, 103.9721, 104.0, 0.7
                   2.0**22, 2.0**23, 2.0**24, 1.1754944e-38, 1.8446742e19])  # fmt: skip
 
 
-def every_exponent(per_exponent: int, seed: int) -> np.ndarray:
-    """Random f32 of every exponent and sign, with each exponent's least and greatest."""
+def every_exponent(per_exponent: int, seed: int, dtype: type = np.float32) -> np.ndarray:
+    """Random numbers of every exponent and sign, with each exponent's least and greatest."""
+    word, exponents, bits = {np.float32: (np.uint32, 512, 23), np.float64: (np.uint64, 4096, 52)}[
+        dtype]
     rng = np.random.default_rng(seed)
-    mantissas = rng.integers(0, 1 << 23, (512, per_exponent), dtype=np.uint32)
-    mantissas[:, :2] = 0, (1 << 23) - 1
-    return (mantissas | np.arange(512, dtype=np.uint32)[:, None] << 23).ravel().view(np.float32)
+    mantissas = rng.integers(0, 1 << bits, (exponents, per_exponent), dtype=word)
+    mantissas[:, :2] = 0, (1 << bits) - 1
+    return (mantissas | np.arange(exponents, dtype=word)[:, None] << word(bits)).ravel().view(dtype)
 
 
 def near(points: np.ndarray, reach: int) -> np.ndarray:
@@ -66,15 +68,15 @@ def erf(x: np.ndarray) -> np.ndarray:
 
 
 def ulps(got: np.ndarray, want: np.ndarray, scale: np.ndarray | float = 0.0) -> np.ndarray:
-    """The distance of f32 results from f64 ones, in units in the last place of f32.
+    """The distance of results from those of a wider type, in the results' units in the last place.
 
     The units are those of the result, or of `scale` where that is larger.
     """
     with np.errstate(all="ignore"):
-        nearest = want.astype(np.float32)
-        size = np.fmax(np.abs(nearest), np.abs(np.float32(scale)))
-        finite = np.nan_to_num(size, nan=0.0, posinf=3.4e38)
-        distance = np.abs(got - want) / np.spacing(finite).astype(np.float64)
+        nearest = want.astype(got.dtype)
+        size = np.fmax(np.abs(nearest), np.abs(got.dtype.type(scale)))
+        finite = np.nan_to_num(size, nan=0.0, posinf=np.finfo(got.dtype).max)
+        distance = (np.abs(got - want) / np.spacing(finite)).astype(np.float64)
     same = (got == nearest) | (np.isnan(got) & np.isnan(nearest))
     distance = np.where(np.isfinite(distance), distance, np.inf)
     return np.where(same, np.where(np.isfinite(distance), distance, 0.0), distance)

@@ -46,7 +46,8 @@ def log1p(x: Node) -> Node:
     # the derivatives are those of the logarithm. Far from 0 it is small, and at inf it is NaN.
     lost = b.div(b.sub(x, b.sub(total, 1)), total)
     near = b.and_(b.lt(-1, x), b.lt(x, 1))
-    return b.add(b.log(total), b.detach(b.where(near, lost, 0)))
+    # A sum, but turned round, so that the result for -0 is -0 and not log(1) = +0.
+    return b.neg(b.sub(b.neg(b.log(total)), b.detach(b.where(near, lost, 0))))
 
 
 def minimum(x: Operand, y: Operand) -> Node:
