@@ -136,23 +136,29 @@ class NativeExecutable:
         """Compute every output; in-place updates store into the leaves and give None."""
         note_run(self, buffers)
         if self.dumped is not None:
-            from tinyc import dumps
-
-            dumps.write_inputs(self.dumped, [buffer.array for buffer in buffers])
-            self.dumped = None
+            self.dump_inputs(buffers)
         outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
         for i in self.gradients:
             outputs[i].categorize("gradient")  # type: ignore[union-attr]
-        slots = [*buffers, *(b for b in outputs if b is not None)]
-        if config.current().check:
+        slots = [*buffers, *[b for b in outputs if b is not None]]
+        settings = config.current()
+        if settings.check:
             return self.checked(buffers, slots, outputs)
-        if times is None and config.current().debug.level >= 2:
+        if times is None and settings.debug.level >= 2:
             from tinyc.runtime import profile
 
             profile.run_shown(self.program, lambda times: self.native.run(slots, times))
         else:
             self.native.run(slots, times)
         return outputs
+
+    def dump_inputs(self, buffers: Sequence[Buffer]) -> None:
+        """Keep what the first run is given."""
+        from tinyc import dumps
+
+        assert self.dumped is not None
+        dumps.write_inputs(self.dumped, [buffer.array for buffer in buffers])
+        self.dumped = None
 
     def checked(self, buffers: Sequence[Buffer], slots: Sequence[Buffer],
                 outputs: list[Buffer | None]) -> list[Buffer | None]:

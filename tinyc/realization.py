@@ -8,12 +8,12 @@ from weakref import ref
 import numpy as np
 
 from tinyc import state
-from tinyc.compiler import execute
+from tinyc.compiler import executable_for, execute
 from tinyc.diagnostics import BoundsError, Origin, StaleError, TracingError, format_origin
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType
 from tinyc.ir.evaluate import EVAL
-from tinyc.ir.node import Node, node, toposort, with_sources
+from tinyc.ir.node import Node, node, spell, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime import recorder
 from tinyc.runtime.buffer import Buffer
@@ -22,12 +22,11 @@ from tinyc.state import (
     Handle,
     Slot,
     clock,
-    definitions,
+    definition,
     device_of,
     live_expressions,
-    owners,
+    owner,
     pending,
-    stored,
     stored_leaf,
 )
 
@@ -74,7 +73,11 @@ def realize(handles: Iterable[Handle] = ()) -> None:
         roots: dict[int, Handle] = {}
         for handle in handles:
             _add_unknown(roots, handle._root)
-        if roots or pending:
+        if not roots and not pending:
+            return
+        if recorder.active is None:
+            run(_with_others(roots))
+        else:
             with recorder.span("realize", "python"):
                 run(_with_others(roots))
 
@@ -111,7 +114,7 @@ def run(expressions: list[Handle]) -> None:
         raise
     for slot, write in zip(slots, writes):
         slot.overwritten()
-        stored.put(write, slot.leaf())
+        write.attached = slot.leaf()
     pending.clear()
     clock.writes += 1
     for handle, buffer in zip(expressions, buffers):
@@ -120,11 +123,12 @@ def run(expressions: list[Handle]) -> None:
 
 def _bind(handle: Handle, buffer: Buffer) -> None:
     """Let an expression refer to its value in memory of its own."""
-    slot = Slot(buffer, handle._node.origin)
-    leaf = slot.leaf()
+    computed = handle._node
+    slot = Slot(buffer, computed.origin)
+    leaf = slot.leaf(computed)
     # Constants belong to no device, so their value on one is not theirs.
-    if handle._node.op is not Op.BUFFER and handle._node.device is not None:
-        stored.put(handle._node, leaf)
+    if computed.op is not Op.BUFFER and computed.device is not None:
+        computed.attached = leaf
     if handle._mode & GRAD and not handle._freed:
         handle._computed = True
         return
@@ -196,7 +200,6 @@ def _order(outputs: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
     """
     order: dict[Node, None] = {}
     cuts: dict[Node, Node] = {}
-    entries = stored.entries
     stack = list(outputs)[::-1]
     while stack:
         top = stack[-1]
@@ -204,14 +207,14 @@ def _order(outputs: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
             stack.pop()
             continue
         sources = top.src
-        if top not in cuts and id(top) in entries:
+        if top.attached is not None and top not in cuts:
             leaf = stored_leaf(top)
             if leaf is not None:
                 cuts[top] = leaf
         if top in cuts:
             sources = ()
         elif top.op is Op.BUFFER:
-            defined = definitions.get(top)
+            defined = definition(top)
             if defined is not None:
                 cuts[top] = defined
                 sources = (defined,)
@@ -232,7 +235,7 @@ def resolve(nodes: Sequence[Node], writes: Sequence[Node]) -> list[Node]:
     outputs = [*nodes, *writes]
     mapping: dict[Node, Node] = {}
     for n in toposort(outputs):
-        defined = definitions.get(n) if n.op is Op.BUFFER else None
+        defined = definition(n) if n.op is Op.BUFFER else None
         if defined is not None:
             mapping[n] = defined
     if mapping:
@@ -271,9 +274,6 @@ def _cut(nodes: Sequence[Node], writes: Sequence[Node]) -> tuple[list[Node], dic
     """Return nodes and writes as they are computed from memory, and that memory by uid."""
     outputs = [*nodes, *writes]
     carried_out = _chains(writes)
-    leaves = _plain_leaves(outputs, carried_out)
-    if leaves is not None:
-        return outputs, {leaf.attrs[0]: _memory_of(leaf).buffer for leaf in leaves}
     order, cuts = _order(outputs)
     new: dict[Node, Node] = {}
     memory: dict[int, Buffer] = {}
@@ -295,34 +295,48 @@ def _cut(nodes: Sequence[Node], writes: Sequence[Node]) -> tuple[list[Node], dic
     return [new[n] for n in outputs], memory
 
 
-def _plain_leaves(outputs: Sequence[Node], carried_out: set[Node]) -> list[Node] | None:
-    """Return the BUFFER leaves of a graph that is computed as it is; None if parts are replaced."""
-    entries = stored.entries
-    seen = set(outputs)
-    waiting = list(seen)
-    leaves = []
-    for n in waiting:  # grows while it is walked
-        if id(n) in entries:
+def _computed_as_it_is(
+    nodes: Sequence[Node], writes: Sequence[Node]
+) -> Sequence[Buffer | None] | None:
+    """Return the values of a graph no part of which is stored or replaced; None of another.
+
+    This is how eager code and known steps run, so the graph is walked once.
+    """
+    for n in nodes:
+        if n.op in _ELSEWHERE or n.device is None:
             return None
-        if n.src:
-            if n.op is Op.SLICE and n.src[0].op is Op.BUFFER:
-                return None
-            if n.op is Op.ASSIGN and n not in carried_out:
-                return None
-            for source in n.src:
-                if source not in seen:
-                    seen.add(source)
-                    waiting.append(source)
-        elif n.op is Op.BUFFER:
-            if n.attrs[0] < 0:
-                return None
-            leaves.append(n)
-    return leaves
+    outputs = [*nodes, *writes] if writes else nodes
+    if len(outputs) > 1 and not _is_one_program(outputs):
+        return None
+    key, leaves, order, rare = spell(outputs)
+    for n in order:
+        if n.attached is not None and n.src:
+            return None
+    if rare and not _chains(writes).issuperset(n for n in rare if _may_change(n)):
+        return None
+    buffers = []
+    for leaf in leaves:
+        slot = owner(leaf)
+        if slot is None or slot.version != leaf.attrs[1]:
+            return None
+        buffers.append(slot.buffer)
+    return executable_for(key, outputs, leaves).run(buffers)
+
+
+def _is_one_program(outputs: Sequence[Node]) -> bool:
+    """Tell whether all outputs are different nodes of one device."""
+    device = outputs[0].device
+    return len(set(outputs)) == len(outputs) and all(n.device == device for n in outputs)
+
+
+def _may_change(n: Node) -> bool:
+    """Tell whether `_cut` puts something else in the place of a rare node, unless it writes it."""
+    return n.op is Op.ASSIGN or (n.op is Op.SLICE and n.src[0].op is Op.BUFFER)
 
 
 def _memory_of(leaf: Node) -> Slot:
     """Return the slot that a leaf reads; StaleError where it has been overwritten."""
-    slot = owners.get(leaf)
+    slot = owner(leaf)
     if slot is None:
         where = format_origin(leaf.origin)
         raise TracingError(
@@ -350,7 +364,7 @@ def _part(n: Node, memory: dict[int, Buffer]) -> Node | None:
 
     Where it begins is then no part of the program: the same one runs for every batch of an array.
     """
-    slot = owners.get(n.src[0])
+    slot = owner(n.src[0])
     if slot is None or slot.pending is not None or slot.version != n.src[0].attrs[1]:
         return None
     array = EVAL[Op.SLICE](n, slot.buffer.array)
@@ -363,6 +377,9 @@ def _part(n: Node, memory: dict[int, Buffer]) -> Node | None:
 
 def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
     """Return the values of nodes, each in a buffer of its own, and carry out writes (ASSIGNs)."""
+    quickly = _computed_as_it_is(nodes, writes)
+    if quickly is not None:
+        return quickly[: len(nodes)]  # type: ignore[return-value]
     cut, memory = _cut(nodes, writes)
     cut[: len(nodes)] = [n if n.op is Op.BUFFER else _value(n) for n in cut[: len(nodes)]]
     results: dict[Node, Buffer] = {}
@@ -393,6 +410,8 @@ def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
 # Views and casts of these sizes are cheaper in numpy than a program is to look up.
 _QUICK = 1 << 14
 _VIEWS = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE})
+# Outputs that may be no program's matter, or are not new values.
+_ELSEWHERE = _VIEWS | {Op.CAST, Op.CONST, Op.IOTA, Op.BUFFER, Op.ASSIGN}
 
 
 def _quick_value(n: Node, memory: dict[int, Buffer]) -> np.ndarray | None:
@@ -463,7 +482,7 @@ def overwrite(handle: Handle, array: np.ndarray, origin: Origin) -> None:
     if root._slot is None:
         own(root)
     if root._slot is None:
-        root._slot = owners.get(stored_leaf(root._node))  # type: ignore[arg-type]
+        root._slot = owner(stored_leaf(root._node))  # type: ignore[arg-type]
     slot = root._slot
     assert slot is not None
     with state.lock:

@@ -17,7 +17,7 @@ from tinyc import config
 from tinyc.diagnostics import Origin, TinycError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, bool_
-from tinyc.ir.node import Node, toposort, with_sources
+from tinyc.ir.node import Node, node, toposort, with_sources
 from tinyc.ir.ops import Op, fail
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device
@@ -30,37 +30,6 @@ if TYPE_CHECKING:
 PLAIN, GRAD, CUT = 0, 1, 2
 
 
-class _Attached(ref):
-    """A weak reference to a node that carries a value."""
-
-    __slots__ = ("key", "value")
-    key: int
-    value: Any
-
-
-class NodeTable:
-    """Values attached to nodes; an entry goes when its node does."""
-
-    def __init__(self) -> None:
-        self.entries: dict[int, _Attached] = {}
-
-    def get(self, node: Node) -> Any:
-        """Return the node's value, or None."""
-        entry = self.entries.get(id(node))
-        return None if entry is None else entry.value
-
-    def put(self, node: Node, value: Any) -> None:
-        """Attach a value, in place of an earlier one. It must not refer to the node."""
-        entry = _Attached(node, self._forget)
-        entry.key = id(node)
-        entry.value = value
-        self.entries[entry.key] = entry
-
-    def _forget(self, entry: _Attached) -> None:
-        if self.entries.get(entry.key) is entry:
-            del self.entries[entry.key]
-
-
 class Clock:
     """Counts writes: what a handle remembers of its slot or parent holds while it stands still."""
 
@@ -71,12 +40,10 @@ class Clock:
 
 
 clock = Clock()
-# leaf -> the Slot whose memory it reads; the leaf keeps the memory alive through this table.
-owners = NodeTable()
-# node -> the leaf under which its value is stored: graphs are cut there when they are computed.
-stored = NodeTable()
-# placeholder leaf -> the node whose value it stands for.
-definitions = NodeTable()
+# What is attached to a node: to a BUFFER the Slot whose memory it reads, which it keeps alive; to a
+# placeholder the node whose value it stands for, once that is known; to any other node the leaf
+# under which its value is stored, where graphs are cut when they are computed.
+
 # The slots with a pending write, in the order of their first one.
 pending: dict[int, Slot] = {}
 # Weak references to handles that were made as expressions; the dead and computed are pruned.
@@ -125,12 +92,12 @@ class Slot:
             return self._base
         return self._base + sum(count[0] for count in self.writers)
 
-    def leaf(self) -> Node:
-        """Return the BUFFER node of the memory as it is now."""
+    def leaf(self, like: Node | None = None) -> Node:
+        """Return the BUFFER node of the memory as it is now; one that is new is `like` a node."""
         buffer = self.buffer
-        leaf = b.buffer(buffer.uid, self.version, buffer.shape, buffer.dtype, buffer.device)
-        if owners.get(leaf) is not self:
-            owners.put(leaf, self)
+        attrs = (buffer.uid, self.version, buffer.shape, buffer.dtype, buffer.device)
+        leaf = node(Op.BUFFER, (), attrs, like)
+        leaf.attached = self
         return leaf
 
     def add_versions(self, count: int) -> None:
@@ -146,11 +113,22 @@ class Slot:
 
 def stored_leaf(node: Node) -> Node | None:
     """Return the leaf under which a node's value is in memory, None where it is not or no more."""
-    leaf = stored.get(node)
-    if leaf is None:
+    leaf = node.attached
+    if leaf is None or node.op is Op.BUFFER:
         return None
-    slot = owners.get(leaf)
-    return leaf if slot.version == leaf.attrs[1] else None
+    return leaf if leaf.attached.version == leaf.attrs[1] else None
+
+
+def owner(leaf: Node) -> Slot | None:
+    """Return the slot whose memory a leaf reads; None for a placeholder."""
+    found = leaf.attached
+    return found if isinstance(found, Slot) else None
+
+
+def definition(leaf: Node) -> Node | None:
+    """Return what a placeholder stands for, where that is known."""
+    found = leaf.attached
+    return found if isinstance(found, Node) else None
 
 
 _placeholders = 0
@@ -165,7 +143,7 @@ def placeholder(shape: tuple[int, ...], dtype: DType, device: str) -> Node:
 
 def define(leaf: Node, value: Node) -> None:
     """Say what a placeholder stands for."""
-    definitions.put(leaf, value)
+    leaf.attached = value
 
 
 def substitute(nodes: Sequence[Node], mapping: dict[Node, Node]) -> list[Node]:

@@ -299,7 +299,7 @@ def _gradient(shape: tuple[int, ...], dtype: DType, device: str) -> Buffer:
 
 def _state_of(leaf: Node) -> Slot:
     """Return the memory that a captured graph reads by itself."""
-    slot = state.owners.get(leaf)
+    slot = state.owner(leaf)
     if slot is None:
         raise TracingError(
             f"jit: the function uses {describe(leaf)}, which belongs to another function that "

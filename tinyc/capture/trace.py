@@ -79,7 +79,7 @@ class Trace:
         slot = handle._slot
         if slot is None:
             leaf = state.stored_leaf(handle._node)
-            slot = None if leaf is None else state.owners.get(leaf)
+            slot = None if leaf is None else state.owner(leaf)
         if slot is not None:
             mode = handle._mode if handle._slot is not None else PLAIN
             self.touched[id(handle)] = (handle, slot, mode, handle._is_leaf)

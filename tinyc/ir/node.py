@@ -26,10 +26,14 @@ class Node:
 
     `device` is None for leaves that any device can make (CONST, IOTA, VAR) and what is computed
     from them alone. `origin` is the (file, line) of the user's code that built it first, `phase`
-    says whether that was autograd, an optimizer's step, or neither.
+    says whether that was autograd, an optimizer's step, or neither. `attached` is for those who
+    run graphs: None, or what they know of the node's value; the compiler never looks at it.
     """
 
-    __slots__ = ("__weakref__", "attrs", "device", "dtype", "op", "origin", "phase", "shape", "src")
+    __slots__ = (
+        *("__weakref__", "attached", "attrs", "device", "dtype", "op", "origin", "phase"),
+        *("shape", "src"),
+    )
 
     op: Op
     src: tuple[Node, ...]
@@ -39,6 +43,7 @@ class Node:
     device: str | None
     origin: Origin
     phase: str
+    attached: Any
 
     @property
     def ndim(self) -> int:
@@ -140,6 +145,7 @@ def node(
     new.op, new.src, new.attrs = key
     new.shape, new.dtype = OPS[op].infer(src, attrs)
     new.device = _device(op, src, attrs)
+    new.attached = None
     if like is not None:
         new.origin, new.phase = like.origin, like.phase
     else:
@@ -218,6 +224,11 @@ def toposort(outputs: Iterable[Node]) -> list[Node]:
     return list(order)
 
 
+# Ops whose number of sources varies, and what a graph may be cut or changed at.
+_RARE = frozenset({Op.CAT, Op.TOGETHER, Op.SLICE, Op.ASSIGN})
+_SOURCES_VARY = frozenset({Op.CAT, Op.TOGETHER})
+
+
 def canonical_key(outputs: Sequence[Node]) -> tuple[Hashable, list[Node]]:
     """(key, leaves): equal keys exactly when the graphs are equal up to a renaming of buffers.
 
@@ -226,32 +237,45 @@ def canonical_key(outputs: Sequence[Node]) -> tuple[Hashable, list[Node]]:
     is and how far its version lies from the first one seen. `leaves` are the BUFFER nodes in order
     of first visit: the graphs of equal keys correspond leaf by leaf. The key holds no node.
     """
+    return spell(outputs)[:2]
+
+
+def spell(outputs: Sequence[Node]) -> tuple[Hashable, list[Node], list[Node], list[Node]]:
+    """(key, leaves, order, rare): as `canonical_key`, with all nodes in order of first visit.
+
+    `rare` are those among them that are a CAT, TOGETHER, SLICE or ASSIGN.
+    """
     order = list(dict.fromkeys(outputs))
     index = {n: i for i, n in enumerate(order)}
     text: list[Hashable] = [len(outputs), *[index[n] for n in outputs]]
-    emit = text.append
+    emit, find = text.append, index.get
     leaves: list[Node] = []
+    rare: list[Node] = []
     seen: dict[int, tuple[int, int]] = {}
     for n in order:  # grows while it is walked
-        src = n.src
-        emit(n.op)
-        if n.attrs:
-            if not src and n.op is Op.BUFFER:
-                uid, version = n.attrs[:2]
+        op, src, attrs = n.op, n.src, n.attrs
+        emit(op)
+        if not src:
+            if op is _BUFFER:
+                uid, version, shape, dtype, device = attrs
                 number, first = seen.setdefault(uid, (len(seen), version))
-                emit((number, version - first, *n.attrs[2:]))
+                attrs = (number, version - first, shape, dtype, device)
                 leaves.append(n)
-            else:
-                emit(n.attrs)
-        if n.op is Op.CAT or n.op is Op.TOGETHER:  # whose number of sources varies
-            emit(len(src))
+            emit(attrs)
+            continue
+        if attrs:
+            emit(attrs)
+        if op in _RARE:
+            rare.append(n)
+            if op in _SOURCES_VARY:
+                emit(len(src))
         for s in src:
-            i = index.get(s)
+            i = find(s)
             if i is None:
                 i = index[s] = len(order)
                 order.append(s)
             emit(i)
-    return tuple(text), leaves
+    return tuple(text), leaves, order, rare
 
 
 def with_sources(old: Node, src: tuple[Node, ...]) -> Node:

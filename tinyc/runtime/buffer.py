@@ -8,6 +8,7 @@ import mmap
 import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -137,7 +138,8 @@ class Allocator:
         """Return what `array` makes its array of, and the address."""
         size = size_class(nbytes)
         with self._lock:
-            self._collect()
+            if self._returned:
+                self._collect()
             free = self._free.get(size)
             if free:
                 block = free.pop()
@@ -195,6 +197,7 @@ class Allocator:
         return block
 
 
+@lru_cache(maxsize=4096)
 def size_class(nbytes: int) -> int:
     """Return the size of the block that holds `nbytes`: four classes to each power of two."""
     if nbytes <= 4 * ALIGNMENT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from tinyc import state
 from tinyc.diagnostics import ShapeError, TinycError, caller_origin
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 # node -> the handles of expressions that `retain_grad` was called on.
-_retained = state.NodeTable()
+_retained: WeakKeyDictionary[Node, list[ref[Handle]]] = WeakKeyDictionary()
 
 
 def retain(tensor: Tensor) -> None:
     """Let `backward` set the gradient of an expression."""
     if not tensor._is_leaf:
         node = tensor.node
-        _retained.put(node, [*(_retained.get(node) or ()), ref(tensor)])
+        _retained.setdefault(node, []).append(ref(tensor))
 
 
 def backward(
@@ -97,7 +97,7 @@ def _reached(node: Node) -> tuple[set[Node], list[tuple[Node, state.Slot]]]:
     while stack:
         n = stack.pop()
         if n.op is Op.BUFFER:
-            slot = state.owners.get(n)
+            slot = state.owner(n)
             if slot is not None:
                 slots.append((n, slot))
         if n.op is Op.DETACH:
@@ -125,8 +125,8 @@ def _targets(reached: set[Node], slots: Iterable[tuple[Node, state.Slot]]) -> li
         for leaf, entry in state.capturing.trace.leaves.items():
             if leaf in reached and (handle := entry()) is not None:
                 found.append(handle)
-    for node in reached:
-        for entry in _retained.get(node) or ():
+    for node in reached if _retained else ():
+        for entry in _retained.get(node, ()):
             handle = entry()
             if handle is not None:
                 found.append(handle)
