@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, Literal, TextIO
 
@@ -188,7 +188,7 @@ class Remark:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the remark as a dictionary of plain values."""
-        return asdict(self)
+        return {**vars(self), "terms": dict(self.terms)}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Remark:

@@ -176,7 +176,7 @@ Index = Union["Affine", Var, Data, int]
 class Affine:
     """const + sum(coeff * atom), immutable. Terms are ordered by the atoms' keys, coeffs not 0."""
 
-    __slots__ = ("_bounds", "_free", "_hash", "const", "terms")
+    __slots__ = ("_bounds", "_data", "_free", "_hash", "const", "terms")
 
     def __init__(self, const: int, terms: tuple[Term, ...] = ()) -> None:
         self.const = const
@@ -184,6 +184,7 @@ class Affine:
         self._bounds: tuple[int, int] | None = None
         self._hash: int | None = None
         self._free: frozenset[Var] | None = None
+        self._data: tuple[Any, ...] | None = None
 
     @staticmethod
     def const_of(value: int) -> Affine:
@@ -325,17 +326,19 @@ class Affine:
             return self
         return self._map(lambda atom: _substitute_atom(atom, mapping))
 
-    def data(self) -> Iterator[Any]:
+    def data(self) -> tuple[Any, ...]:
         """The distinct expressions of data indices, those inside `//` and `%` included."""
-        seen: set[int] = set()
-        stack = [self]
-        while stack:
-            for a, _ in stack.pop().terms:
-                if isinstance(a, _Quotient):
-                    stack.append(a.operand)
-                elif type(a) is Data and a.serial not in seen:
-                    seen.add(a.serial)
-                    yield a.expr
+        if self._data is None:
+            found: dict[int, Any] = {}
+            stack = [self]
+            while stack:
+                for a, _ in stack.pop().terms:
+                    if isinstance(a, _Quotient):
+                        stack.append(a.operand)
+                    elif type(a) is Data:
+                        found.setdefault(a.serial, a.expr)
+            self._data = tuple(found.values())
+        return self._data
 
     def divisions(self) -> Iterator[tuple[int, Affine]]:
         """(divisor, operand) of every `//` and `%`, outer ones first."""

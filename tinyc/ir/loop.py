@@ -116,11 +116,16 @@ Expr = Const | Read | Load | Index | Within | Apply | Check
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The operands of an expression, those inside data-dependent indices included."""
-    if isinstance(expr, Apply):
-        return expr.args
-    if isinstance(expr, Check):
-        return (expr.value,)
-    return tuple(e for index in indices(expr) for e in index.data())
+    kind = type(expr)
+    if kind is Apply:
+        return expr.args  # type: ignore[union-attr]
+    if kind is Const:
+        return ()
+    if kind is Check:
+        return (expr.value,)  # type: ignore[union-attr]
+    if kind is Load and not expr.guard:  # type: ignore[union-attr]
+        return expr.index.data()  # type: ignore[union-attr]
+    return tuple([e for index in indices(expr) for e in index.data()])
 
 
 def indices(expr: Expr) -> tuple[Affine, ...]:
@@ -134,18 +139,26 @@ def indices(expr: Expr) -> tuple[Affine, ...]:
     return ()
 
 
-def walk(root: Expr) -> Iterator[Expr]:
+def walk(root: Expr) -> list[Expr]:
     """Every distinct node of an expression, operands first."""
+    order: list[Expr] = []
     seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(root, False)]
+    stack: list[Expr | None] = [root]
+    waiting: list[Expr] = []  # for their operands: each None on the stack ends those of one
     while stack:
-        expr, ready = stack.pop()
-        if ready:
-            yield expr
+        expr = stack.pop()
+        if expr is None:
+            order.append(waiting.pop())
         elif id(expr) not in seen:
             seen.add(id(expr))
-            stack.append((expr, True))
-            stack.extend((c, False) for c in reversed(children(expr)) if id(c) not in seen)
+            operands = children(expr)
+            if operands:
+                waiting.append(expr)
+                stack.append(None)
+                stack += operands[::-1]
+            else:
+                order.append(expr)
+    return order
 
 
 def rewrite(root: Expr, leaf: Callable[[Expr], Expr], index: Callable[[Affine], Affine]) -> Expr:
@@ -158,17 +171,17 @@ def rewrite(root: Expr, leaf: Callable[[Expr], Expr], index: Callable[[Affine], 
 
 def _rebuild(expr: Expr, memo: Mapping[int, Expr], index: Callable[[Affine], Affine]) -> Expr:
     def fresh(a: Affine) -> Affine:
-        return index(a.map_data(lambda e: memo[id(e)]))
+        return index(a.map_data(lambda e: memo[id(e)]) if a.data() else a)
 
     if isinstance(expr, Apply):
-        args = tuple(memo[id(a)] for a in expr.args)
-        return expr if args == expr.args else replace(expr, args=args)
+        args = tuple([memo[id(a)] for a in expr.args])
+        return expr if args == expr.args else Apply(expr.op, args, expr.dtype)
     if isinstance(expr, Check):
         return replace(expr, value=memo[id(expr.value)])
     if isinstance(expr, (Index, Within)):
         return replace(expr, index=fresh(expr.index))
     if isinstance(expr, (Read, Load)):
-        guard = tuple(replace(g, index=fresh(g.index)) for g in expr.guard)
+        guard = tuple([replace(g, index=fresh(g.index)) for g in expr.guard])
         if isinstance(expr, Read):
             return Read(expr.buf, tuple(map(fresh, expr.index)), guard)
         return Load(expr.storage, fresh(expr.index), guard)
