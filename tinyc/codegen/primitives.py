@@ -408,8 +408,9 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
     """
     if loop.var.extent == 0:
         return (loop,)
-    written = {place[0] for place in map(stored_at, statements(loop.body)) if place is not None}
-    moving = {loop.var} | {s.var for s in statements(loop.body) if isinstance(s, For)}
+    inside = list(statements(loop.body))
+    written = {place[0] for place in map(stored_at, inside) if place is not None}
+    moving = {loop.var} | {s.var for s in inside if isinstance(s, For)}
     before: list[Stmt] = []
     done: dict[int, Load] = {}
     shared: dict[tuple, Load] = {}
@@ -442,13 +443,19 @@ def fixed_indices(loop: For, moving: set[Var], written: set[Storage], before: li
         return Load(r, Affine.const_of(0))
 
     def visit(stmt: Stmt) -> Stmt:
-        if not isinstance(stmt, Store):
+        if not isinstance(stmt, Store) or not has_data(stmt):
             return stmt
         value = rewrite(stmt.value, lambda e: e, lambda a: a.map_data(fresh))
         return replace(stmt, index=stmt.index.map_data(fresh), value=value)
 
     body = tuple(map(visit, loop.body))
     return replace(loop, body=body) if before else loop
+
+
+def has_data(stmt: Store) -> bool:
+    """True if an index of a statement comes from data."""
+    return bool(stmt.index.data()) or any(
+        i.data() for e in walk(stmt.value) for i in indices(e))
 
 
 def whole_registers(loop: For, fixed_parts: Callable[[Expr], dict[int, bool]],

@@ -1,6 +1,7 @@
 """Memory plan: one arena, updates in place, offsets by lifetime (best fit), 64-byte aligned."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyc.ir.loop import (
@@ -27,7 +28,11 @@ class Life:
     last: int
 
 
-def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Storage, None]]:
+# What a kernel reads and what it writes, in order of first use.
+Accesses = tuple[dict[Storage, None], dict[Storage, None]]
+
+
+def kernel_accesses(kernel: LoopKernel) -> Accesses:
     """(read, written) storages of a kernel, in order of first use."""
     reads: dict[Storage, None] = {}
     writes: dict[Storage, None] = {}
@@ -43,22 +48,29 @@ def kernel_accesses(kernel: LoopKernel) -> tuple[dict[Storage, None], dict[Stora
 
 def lifetimes(plan: Plan, roles: tuple[str, ...] = ("arena",)) -> dict[Storage, Life]:
     """The kernels during which each storage of the arena, or of other roles, is needed."""
+    return lives_of(list(map(kernel_accesses, plan.kernels)), roles)
+
+
+def lives_of(accesses: Sequence[Accesses], roles: tuple[str, ...]) -> dict[Storage, Life]:
+    """The same, of what each kernel touches."""
     lives: dict[Storage, Life] = {}
-    for i, kernel in enumerate(plan.kernels):
-        reads, writes = kernel_accesses(kernel)
+    for i, (reads, writes) in enumerate(accesses):
         for storage in (*reads, *writes):
             if storage.role in roles:
                 lives.setdefault(storage, Life(storage, i, i)).last = i
     return lives
 
 
-def reuse_in_place(plan: Plan) -> None:
-    """Let a value take over the storage of one that its kernel reads last, element for element."""
-    lives = lifetimes(plan)
+def reuse_in_place(plan: Plan) -> dict[Storage, Life]:
+    """Let a value take over the storage of one that its kernel reads last, element for element.
+
+    Returns the lifetimes in the arena that are left.
+    """
+    accesses = list(map(kernel_accesses, plan.kernels))
+    lives = lives_of(accesses, ("arena",))
     # The storage whose place another has taken over, directly or in turn.
     taken: dict[Storage, Storage] = {}
-    for i, kernel in enumerate(plan.kernels):
-        reads, writes = kernel_accesses(kernel)
+    for i, (kernel, (reads, writes)) in enumerate(zip(plan.kernels, accesses)):
         ends = {s: lives[taken.get(s, s)].last for s in reads if taken.get(s, s) in lives}
         dying = [s for s, last in ends.items() if last == i and s not in writes]
         for new in writes:
@@ -69,7 +81,8 @@ def reuse_in_place(plan: Plan) -> None:
                 dying.remove(old)
                 taken[new] = taken.get(old, old)
                 lives[taken[new]].last = lives.pop(new).last
-    merge(plan, taken)
+    merge(plan, taken, accesses)
+    return lives
 
 
 def fits(old: Storage, new: Storage) -> bool:
@@ -87,20 +100,20 @@ def aligned(kernel: LoopKernel, old: Storage, new: Storage) -> bool:
     return True
 
 
-def merge(plan: Plan, taken: dict[Storage, Storage]) -> None:
+def merge(plan: Plan, taken: dict[Storage, Storage], accesses: Sequence[Accesses]) -> None:
     """Replace storages by those whose place they take, everywhere."""
     plan.taken = taken
     if taken:
-        for kernel in plan.kernels:
-            kernel.body = replace_storage(kernel.body, taken)
-            kernel.finish = replace_storage(kernel.finish, taken)
+        for kernel, touched in zip(plan.kernels, accesses):
+            if any(s in taken for part in touched for s in part):
+                kernel.body = replace_storage(kernel.body, taken)
+                kernel.finish = replace_storage(kernel.finish, taken)
         plan.storages = [s for s in plan.storages if s not in taken]
 
 
 def plan_memory(plan: Plan) -> None:
     """Give every arena storage its offset; sets `Plan.arena_size` (bytes)."""
-    reuse_in_place(plan)
-    lives = lifetimes(plan)
+    lives = reuse_in_place(plan)
     placed: list[Life] = []
     for life in sorted(lives.values(), key=lambda x: (-x.storage.nbytes, x.first)):
         life.storage.offset = best_fit(life, placed)
