@@ -116,15 +116,14 @@ Expr = Const | Read | Load | Index | Within | Apply | Check
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The operands of an expression, those inside data-dependent indices included."""
-    kind = type(expr)
-    if kind is Apply:
-        return expr.args  # type: ignore[union-attr]
-    if kind is Const:
+    if isinstance(expr, Apply):
+        return expr.args
+    if isinstance(expr, Load) and not expr.guard:
+        return expr.index.data()
+    if isinstance(expr, Const):
         return ()
-    if kind is Check:
-        return (expr.value,)  # type: ignore[union-attr]
-    if kind is Load and not expr.guard:  # type: ignore[union-attr]
-        return expr.index.data()  # type: ignore[union-attr]
+    if isinstance(expr, Check):
+        return (expr.value,)
     return tuple([e for index in indices(expr) for e in index.data()])
 
 
