@@ -62,6 +62,8 @@ def environment(threads: int, cache: str) -> dict[str, str]:
     env = dict(os.environ)
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         env.pop(name, None)
+    # byte code is kept, as that of the installed peers is, whatever this shell says of that
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     env.update(
         TORCHINDUCTOR_CACHE_DIR=os.path.join(cache, "inductor"),
