@@ -262,7 +262,7 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
     source = c.program(plan.kernels, plan.slots, config.current().lines)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     phase = phases(done.graph)
-    infos = tuple(replace(kernel_info(k, nest), source=text, source_members=lines,
+    infos = tuple(replace(kernel_info(k, nest, target), source=text, source_members=lines,
                           computes=computed(nest, numbers), **provenance(nest, numbers, phase))
                   for k, nest, text, lines in zip(plan.kernels, plan.nests, source.kernels,
                                                   source.members))

@@ -20,7 +20,15 @@ from tinyc import config
 from tinyc.diagnostics import Origin, format_origin, warn_once
 from tinyc.ir.node import Node, canonical_key, toposort
 from tinyc.ir.ops import Op
-from tinyc.ir.program import KernelInfo, OutputSpec, Program, Site, StorageInfo, Target
+from tinyc.ir.program import (
+    KernelInfo,
+    OutputSpec,
+    Program,
+    Site,
+    StorageInfo,
+    Target,
+    Work,
+)
 from tinyc.runtime.cache import disk_cache, make_key
 from tinyc.version import __version__
 
@@ -110,7 +118,8 @@ def program_from(data: Mapping[str, Any]) -> Program:
     """Return the program that was written as JSON; raises what wrong data raises."""
     values = frozen(data)
     values["outputs"] = tuple(o and OutputSpec(**o) for o in values["outputs"])
-    values["kernels"] = tuple(KernelInfo(**k) for k in values["kernels"])
+    values["kernels"] = tuple(
+        KernelInfo(**{**k, "work": Work(**k["work"])}) for k in values["kernels"])
     values["storages"] = tuple(StorageInfo(**s) for s in values["storages"])
     values["sites"] = tuple(Site(**s) for s in values["sites"])
     return Program(**values)

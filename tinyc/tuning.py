@@ -159,7 +159,7 @@ def way(plan: Plan, nest: Nest, target: Target, choices: Choices) -> Way | None:
                     finish=replace_storage(kernel.finish, own))
     source = c.program([alone], list(own.values()))
     program = Program(source.text, source.libm, len(slots), (), 0, source.scratch_size,
-                      (kernel_info(alone, nest),), tuple(plan.sites), parts=source.parts)
+                      (kernel_info(alone, nest, target),), tuple(plan.sites), parts=source.parts)
     stored = {stage.buf.storage for stage in nest.stages()}
     return Way(choices, kernel, program, slots, [s for s in slots if s in writes and s in stored],
                [s for s in slots if s in writes and s in reads])

@@ -1,6 +1,7 @@
 """What a kernel executes: arithmetic, bytes and members, counted on its loop IR."""
 from __future__ import annotations
 
+from tinyc.codegen.work import mean_range, work
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -20,23 +21,25 @@ from tinyc.ir.loop import (
 from tinyc.ir.ops import OPS, Op
 from tinyc.ir.plan import Nest, Stage
 from tinyc.ir.plan_text import kernel_text
-from tinyc.ir.program import KernelInfo
+from tinyc.ir.program import KernelInfo, Target
 
 FREE = (Op.CAST, Op.BITCAST, Op.WHERE)
 
 
-def kernel_info(kernel: LoopKernel, nest: Nest) -> KernelInfo:
+def kernel_info(kernel: LoopKernel, nest: Nest, target: Target) -> KernelInfo:
     """Members, arithmetic and memory traffic of one kernel, once all chunks have run."""
     counter = Counter(kernel.chunks)
     counter.block(kernel.body, 1, {})
     counter.block(kernel.finish, 1, {})
     stages = nest.stages()
-    moved = sum(n * s.dtype.itemsize for s, n in counter.touched().items())
+    moved = {s: n * s.dtype.itemsize for s, n in counter.touched().items()}
     return KernelInfo(
-        kernel.name, tuple(member_text(s) for s in stages), kernel.origins, counter.flops, moved,
+        kernel.name, tuple(member_text(s) for s in stages), kernel.origins, counter.flops,
+        sum(moved.values()),
         sum(s.nbytes for s in counter.scratch), kernel.chunks,
         tuple(s.name for s in counter.read), tuple(s.name for s in counter.written),
-        kernel_text(kernel))
+        kernel_text(kernel), read_bytes=tuple(moved[s] for s in counter.read),
+        written_bytes=tuple(moved[s] for s in counter.written), work=work(kernel, target.lanes))
 
 
 def member_text(stage: Stage) -> str:
@@ -63,7 +66,7 @@ class Counter:
 
     def statement(self, stmt: Stmt, times: int, ranges: dict[Var, float]) -> None:
         if isinstance(stmt, For):
-            n = stmt.var.extent if stmt.limit is None else self.trips(stmt)
+            n = stmt.var.extent if stmt.limit is None else mean_range(stmt)
             self.block(stmt.body, max(1, round(times * n)), {**ranges, stmt.var: n})
         elif isinstance(stmt, If):
             self.block(stmt.body, times, ranges)
@@ -80,13 +83,6 @@ class Counter:
             self.touch(stmt.tile, stmt.at, self.written, stmt.height * stmt.apart)
         elif isinstance(stmt, MicroPack):
             self.touch(stmt.b.storage, stmt.b.index, self.read)
-
-    def trips(self, loop: For) -> float:
-        """The mean range of a loop with a limit; the last round of tiles is shorter."""
-        assert loop.limit is not None
-        _, hi = loop.limit.bounds()
-        tiles = -(-hi // loop.var.extent)
-        return hi / tiles if tiles else 0
 
     def expression(self, root: Expr, times: int) -> None:
         for e in walk(root):

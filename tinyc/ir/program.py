@@ -48,13 +48,27 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a kernel computes, in units of a multiply-add of a vector: see `codegen/work.py`.
+
+    In register tiles, in vectors, number by number, and at its end on one thread.
+    """
+
+    tile: float = 0.0
+    vector: float = 0.0
+    scalar: float = 0.0
+    finish: float = 0.0
+
+
+@dataclass(frozen=True)
 class KernelInfo:
     """What reports show of a kernel: its members, the lines they come from, what it executes.
 
     `computes` are the numbers, in the simplified graph, of the nodes whose work it does, and
     `member_nodes` those of each member, `member_origins` the member's own line. `source_members`
     names the member behind each line of the source, where one is. `phase` is that of the member
-    with most work: forward, backward or optimizer.
+    with most work: forward, backward or optimizer. `read_bytes` and `written_bytes` are what it
+    touches of each storage that it reads and writes, and `work` what it computes.
     """
 
     name: str
@@ -73,6 +87,9 @@ class KernelInfo:
     member_origins: tuple[Origin | None, ...] = ()
     source_members: tuple[str, ...] = ()
     phase: str = "forward"
+    read_bytes: tuple[int, ...] = ()
+    written_bytes: tuple[int, ...] = ()
+    work: Work = Work()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyc.diagnostics import format_origin
 from tinyc.ir.program import KernelInfo, Program
+from tinyc.reporting.prediction import Prediction, Reuse, predict, reuses
 from tinyc.reporting.text import origins_text, quantity, table
 from tinyc.reporting.trace import trace
 from tinyc.runtime.buffer import ALLOCATOR
@@ -31,7 +32,8 @@ CATEGORIES = ("parameter", "gradient", "optimizer", "input", "activation", "part
 class KernelTotal:
     """All runs of one kernel; times are microseconds.
 
-    Quartiles are those of runs whose memory was there already, if there were any.
+    Quartiles are those of runs whose memory was there already, if there were any. ``reuse`` says
+    how long ago the program used the kernel's data.
     """
 
     kernel: KernelInfo
@@ -41,6 +43,11 @@ class KernelTotal:
     q1: float
     median: float
     q3: float
+    reuse: Reuse
+
+    def predicted(self, peaks: Machine) -> Prediction:
+        """Return what a run should take on a machine."""
+        return predict(self.kernel, self.reuse, peaks)
 
     def share(self, peaks: Machine) -> float:
         """Return the part of the roof that the median run reaches, up to 1."""
@@ -117,10 +124,12 @@ class Profile(AbstractContextManager["Profile"]):
             times = np.array([np.diff(run.times) for run in runs[key]]) / 1e3
             typical = np.array([np.diff(run.times) for run in settled]) / 1e3
             quartiles = np.percentile(typical, (25, 50, 75), axis=0)
-            for index, kernel in enumerate(program.kernels):
-                q1, median, q3 = quartiles[:, index].tolist()
+            for index, (kernel, reuse) in enumerate(zip(program.kernels, reuses(program))):
                 total = float(times[:, index].sum())
-                found.append(KernelTotal(kernel, titles[key], len(times), total, q1, median, q3))
+                q1, median, q3 = quartiles[:, index].tolist()
+                found.append(
+                    KernelTotal(kernel, titles[key], len(times), total, q1, median, q3, reuse)
+                )
         return sorted(found, key=lambda total: -total.total)
 
     def memory(self) -> Memory:
@@ -143,8 +152,8 @@ class Profile(AbstractContextManager["Profile"]):
         peaks = machine()
         totals = self.kernels
         whole = sum(total.total for total in totals) or 1.0
-        header = ["kernel", "calls", "total ms", "share", "median us", "q1-q3", "FLOP", "bytes"]
-        header += ["GFLOP/s", "GB/s", "of peak", "lines"]
+        header = ["kernel", "calls", "total ms", "share", "median us", "q1-q3", "predicted"]
+        header += ["ratio", "FLOP", "bytes", "GFLOP/s", "GB/s", "of peak", "lines"]
         rows = [kernel_row(total, whole, peaks) for total in totals[:limit]]
         rest = totals[limit:] if limit is not None else []
         text = table(header, rows)
@@ -237,6 +246,7 @@ def run_memory(run: Run) -> dict[str, int]:
 def kernel_row(total: KernelTotal, whole: float, peaks: Machine) -> list[str]:
     """Return the cells of a kernel's row."""
     kernel, time = total.kernel, max(total.median, 1e-3) * 1e3
+    predicted = total.predicted(peaks).total
     return [
         kernel.name,
         str(total.calls),
@@ -244,6 +254,8 @@ def kernel_row(total: KernelTotal, whole: float, peaks: Machine) -> list[str]:
         f"{total.total / whole:.0%}",
         f"{total.median:.1f}",
         f"{total.q1:.1f}-{total.q3:.1f}",
+        f"{predicted:.1f}",
+        f"{total.median / predicted:.2f}",
         quantity(kernel.flops),
         quantity(kernel.bytes_moved) + "B",
         f"{kernel.flops / time:.1f}",
@@ -266,6 +278,7 @@ def total_dict(total: KernelTotal, peaks: Machine) -> dict[str, Any]:
         "q1_us": total.q1,
         "median_us": total.median,
         "q3_us": total.q3,
+        "predicted_us": total.predicted(peaks).total,
         "flops": kernel.flops,
         "bytes": kernel.bytes_moved,
         "gflops": kernel.flops / time,
@@ -277,12 +290,13 @@ def total_dict(total: KernelTotal, peaks: Machine) -> dict[str, Any]:
 def profile() -> Profile:
     """Profile what a block runs, jitted or not: ``with tinyc.profile() as p: ...``.
 
-    Afterwards ``print(p)`` shows a table of kernels (calls, median and quartiles, FLOP, bytes,
-    rates, the share of this machine's measured peak, the lines they come from) and memory by
-    category; ``p.save("trace.json")`` writes a trace for Perfetto, with what was captured and
-    compiled; ``p.kernels``, ``p.memory()`` and ``p.to_dict()`` give it as data. Within the block
-    ``with p.span("name")`` shows a stretch of Python in the trace. FLOP and bytes are counted on
-    the loops. Programs run as they do without it, but for the first two runs of each: these start
-    on empty pages, so that memory can be measured, and are left out of medians.
+    Afterwards ``print(p)`` shows a table of kernels (calls, median and quartiles, what the cost
+    model predicts and the median over that, FLOP, bytes, rates, the share of this machine's
+    measured peak, the lines they come from) and memory by category; ``p.save("trace.json")`` writes
+    a trace for Perfetto, with what was captured and compiled; ``p.kernels``, ``p.memory()`` and
+    ``p.to_dict()`` give it as data. Within the block ``with p.span("name")`` shows a stretch of
+    Python in the trace. FLOP and bytes are counted on the loops. Programs run as they do without
+    it, but for the first two runs of each: these start on empty pages, so that memory can be
+    measured, and are left out of medians.
     """
     return Profile()

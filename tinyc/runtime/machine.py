@@ -20,7 +20,7 @@ from tinyc.runtime.toolchain import Unit, find_compiler, load_library
 
 FILE = "machine.json"
 # Working sets of all threads together: those that fit the caches of cores, and larger ones.
-OWN, SHARED = (1 << 15, 1 << 17, 1 << 19, 1 << 21), (1 << 23, 1 << 27)
+OWN, SHARED = (1 << 15, 1 << 17, 1 << 19, 1 << 21), (1 << 23, 1 << 24, 1 << 25, 1 << 27)
 # Each figure is the best of as many runs as fit this time, and of these at least.
 SECONDS, ROUNDS = 0.04, 5
 # Independent chains of multiply-adds: enough to hide their latency on every CPU of today.
@@ -33,9 +33,9 @@ class Machine:
     """Peaks of this machine with so many threads.
 
     ``peak_gflops`` is f32 multiply-adds in vector registers; ``read_gbs`` and ``copy_gbs`` are
-    streams from and to memory, a copy counting what it reads and what it writes. ``levels`` are
-    (bytes, GB/s) of copies within working sets of these sizes, and ``launch_us`` is an empty
-    parallel loop.
+    streams from and to memory, a copy counting what it reads and what it writes, and ``core_gbs``
+    is a copy by one thread. ``levels`` are (bytes, GB/s) of copies within working sets of these
+    sizes, and ``launch_us`` is an empty parallel loop.
     """
 
     cpu: str
@@ -44,6 +44,7 @@ class Machine:
     peak_gflops: float
     read_gbs: float
     copy_gbs: float
+    core_gbs: float
     launch_us: float
     levels: tuple[tuple[int, float], ...]
 
@@ -106,6 +107,7 @@ def measure(device: Any, threads: int, compiler: str) -> Machine:
         peak_gflops=flops / alone.nanoseconds("fma", 0),
         read_gbs=everyone.rate("read", SHARED[-1]),
         copy_gbs=shared[-1][1],
+        core_gbs=alone.rate("copy", SHARED[-1]),
         launch_us=everyone.nanoseconds("nothing", 0) / 1e3,
         levels=(*small, *shared[:-1]),
     )
@@ -122,7 +124,8 @@ class Probe:
         self.device = device
         with device.lock:
             device.load_pool()
-        self.memory = np.zeros(SHARED[-1] // 4, np.float32)
+        # written to: pages that nobody wrote to are all one page, which the caches hold
+        self.memory = np.ones(SHARED[-1] // 4, np.float32)
         self.library.tc_probe.restype = ctypes.c_long
 
     def rate(self, what: str, size: int) -> float:
