@@ -133,8 +133,10 @@ def replay() -> Finding:
     from tinyc.runtime import accelerator
 
     problem = accelerator.problem()
-    text = f"by Python, since {problem}" if problem else "by C, in less than a microsecond"
-    return Finding("C compiler", "jit calls", "absent" if problem else "good", text)
+    if problem:
+        fix = "install Python's headers, such as python3-dev, to call short programs by C"
+        return Finding("C compiler", "jit calls", "absent", f"by Python, since {problem}", fix)
+    return Finding("C compiler", "jit calls", "good", "by C, in less than a microsecond")
 
 
 def processor() -> list[Finding]:
