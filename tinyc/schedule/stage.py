@@ -20,6 +20,8 @@ from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, size_of
 MIN_CONTRACT_SIDE = 4
 # So many places make an image.
 MIN_PLACES = 16
+# Sums that each chunk of images may keep for itself, in bytes.
+LARGEST_SUMS = 1 << 19
 
 # (reduction variables, kind, expression)
 Body = tuple[tuple[Var, ...], str, Expr]
@@ -514,8 +516,16 @@ def hoisted_axis(stage: Stage) -> Var | None:
             continue
         batch = first in stage.axes and first in read_vars(other)
         if is_windowed(read) or (not batch and has_places(stage, read, first)):
-            return first
+            return None if is_small_beside(stage, first, read, other) else first
     return None
+
+
+def is_small_beside(stage: Stage, first: Var, images: Read, other: Read) -> bool:
+    """True if chunks had better not divide the images: each would copy weights that are larger than
+    all of them, or keep sums of its own that no cache holds."""
+    if first in stage.red:
+        return math.prod(stage.buf.shape) * stage.dtype.itemsize > LARGEST_SUMS
+    return math.prod(other.buf.shape) > math.prod(images.buf.shape)
 
 
 def has_places(stage: Stage, read: Read, first: Var) -> bool:
