@@ -31,7 +31,6 @@ from tinyc.ir.plan import (
     Stage,
     Tree,
     is_windowed,
-    read_vars,
     row_major,
     stages_of,
 )
@@ -345,12 +344,13 @@ def shown(variables: list[Var]) -> tuple[Var, ...]:
 
 
 def rows_come_second(stage: Stage, left: list[Var]) -> bool:
-    """Columns are vectors: never the windowed operand; else the side of the last output axis."""
+    """Columns are vectors: never places of images; else the side of the last output axis."""
     first, second = stage.operands()
     if is_windowed(first) != is_windowed(second):
         return is_windowed(second)
-    if stage.hoist in stage.axes:
-        return stage.hoist in read_vars(second)
+    images = stage.images()
+    if images is not None and images[0] in stage.axes:
+        return images[1] is second
     last = next((v for v in reversed(stage.axes) if v.extent > 1), None)
     return last in left
 

@@ -17,6 +17,10 @@ from tinyc.ir.node import Node
 from tinyc.ir.program import OutputSpec, Site
 
 
+# So many places make an image.
+MIN_PLACES = 16
+
+
 @dataclass(eq=False)
 class Buf:
     """Where a materialised value lives: a strided region of a storage, in elements."""
@@ -110,6 +114,32 @@ class Stage:
     def runs_on(self) -> bool:
         """True for a contraction that adds to its result on each iteration of an outer loop."""
         return any(v is not None and v in self.red for v in (self.hoist, self.block))
+
+    def images(self) -> tuple[Var, Read] | None:
+        """(leading axis, read) of the operand of a contraction that is images.
+
+        Images are windowed, or have their places behind the axis that places are not: channels
+        that are contracted, or rows of a result that places are contracted for.
+        """
+        operands = self.operands()
+        for read, other in zip(operands, reversed(operands)):
+            first = read.index[0].as_var() if read.index else None
+            if first is None or first.extent == 1:
+                continue
+            batch = first in self.axes and first in read_vars(other)
+            if is_windowed(read) or (not batch and self.has_places(read, first in self.red)):
+                return first, read
+        return None
+
+    def has_places(self, read: Read, summed: bool) -> bool:
+        """True if the last axes of an operand, many places, are summed over, or are not, as its
+        first one, and there are others between."""
+        places = 1
+        for index in reversed(read.index):
+            if summed != all(v in self.red for v in index.free_vars()):
+                return places >= MIN_PLACES
+            places *= math.prod(v.extent for v in index.free_vars())
+        return False
 
     def rewrite(self, leaf: Callable[[Expr], Expr],
                 index: Callable[[Affine], Affine] = lambda a: a) -> None:

@@ -12,14 +12,12 @@ from tinyc.ir.index import Affine, Data, Var
 from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, free_vars
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
-from tinyc.ir.plan import Buf, Plan, Stage, is_windowed, read_vars, row_major
+from tinyc.ir.plan import Buf, Plan, Stage, row_major
 from tinyc.ir.program import OutputSpec
 from tinyc.schedule.expressions import Reader
 from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, size_of
 
 MIN_CONTRACT_SIDE = 4
-# So many places make an image.
-MIN_PLACES = 16
 # Sums that each chunk of images may keep for itself, in bytes.
 LARGEST_SUMS = 1 << 19
 
@@ -504,41 +502,17 @@ def finish_stage(b: Builder, n: Node, where: Buf, axes: tuple[Var, ...], red: tu
 
 
 def hoisted_axis(stage: Stage) -> Var | None:
-    """The leading axis of an operand that is images: its loop stays outside.
-
-    Images are windowed, or have their places behind the axis that places are not: channels that
-    are contracted, or rows of a result that places are contracted for.
-    """
-    operands = stage.operands()
-    for read, other in zip(operands, reversed(operands)):
-        first = read.index[0].as_var() if read.index else None
-        if first is None or first.extent == 1:
-            continue
-        batch = first in stage.axes and first in read_vars(other)
-        if is_windowed(read) or (not batch and has_places(stage, read, first)):
-            return None if is_small_beside(stage, first, read, other) else first
-    return None
-
-
-def is_small_beside(stage: Stage, first: Var, images: Read, other: Read) -> bool:
-    """True if chunks had better not divide the images: each would copy weights that are larger than
-    all of them, or keep sums of its own that no cache holds."""
+    """The axis of images, whose loop stays outside; None where chunks had better not divide it:
+    each would copy weights that are larger than all images, or keep sums that no cache holds."""
+    images = stage.images()
+    if images is None:
+        return None
+    first, read = images
     if first in stage.red:
-        return math.prod(stage.buf.shape) * stage.dtype.itemsize > LARGEST_SUMS
-    return math.prod(other.buf.shape) > math.prod(images.buf.shape)
-
-
-def has_places(stage: Stage, read: Read, first: Var) -> bool:
-    """True if an operand's last axes, many places, are summed over as its first one is, and others
-    are not."""
-    summed = [all(v in stage.red for v in i.free_vars()) for i in read.index]
-    like = first in stage.red
-    places = 1
-    for i, v in zip(reversed(summed), reversed(read.index)):
-        if i != like:
-            return places >= MIN_PLACES
-        places *= math.prod(x.extent for x in v.free_vars())
-    return False
+        size = math.prod(stage.buf.shape) * stage.dtype.itemsize
+        return first if size <= LARGEST_SUMS else None
+    other = next(r for r in stage.operands() if r is not read)
+    return first if math.prod(other.buf.shape) <= math.prod(read.buf.shape) else None
 
 
 # -- order ---------------------------------------------------------------------------------------
