@@ -66,7 +66,7 @@ def test_operands_that_run_along_the_depth_are_transposed_in_registers() -> None
 def test_tiles_are_turned_where_the_result_runs_along_their_rows() -> None:
     """The result of a convolution runs along places, which are rows; its channels are columns."""
     def turned(places: int) -> list[int]:
-        (x, w), memory = buffers(floats(2, 5, 1, places + 2), floats(20, 5, 1, 3, seed=1))
+        (x, w), memory = buffers(floats(9, 5, 1, places + 2), floats(20, 5, 1, 3, seed=1))
         graph = [convolution.conv(x, w)]
         expected = evaluate(graph, memory)[0]
         np.testing.assert_allclose(interpreted(graph, memory)[0], expected, rtol=1e-5, atol=1e-5)

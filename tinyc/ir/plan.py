@@ -136,7 +136,7 @@ class Stage:
         first one, and there are others between."""
         places = 1
         for index in reversed(read.index):
-            if summed != all(v in self.red for v in index.free_vars()):
+            if any((v in self.red) != summed for v in index.free_vars()):
                 return places >= MIN_PLACES
             places *= math.prod(v.extent for v in index.free_vars())
         return False
