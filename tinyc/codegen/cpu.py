@@ -21,7 +21,7 @@ Rewrite = Callable[[Stmt], Body]
 SUM_BLOCK = 4096
 UNROLL_SUM = 8
 UNROLL_MAP = 4
-UNROLL_TOTAL = 16
+UNROLL_TOTAL = 32
 UNROLL_STATEMENTS = 48
 # Without vectors, too, sums that do not wait for each other are worth having.
 FEWEST_SUMS = 4

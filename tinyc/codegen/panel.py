@@ -257,7 +257,8 @@ def packing(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...], 
         k = k * f.extent + Affine.of(f)
     stmt: Stmt = Store(storage, at + k * shape.width + Affine.of(lane), value, None,
                        f"pack for {c.note}")
-    steps = [*(abs(c.b.index.coeff(v)) for v in depth), abs(c.b.index.coeff(c.cols[-1]))]
+    across = abs(c.b.index.coeff(c.cols[-1])) if c.cols else 0
+    steps = [*(abs(c.b.index.coeff(v)) for v in depth), across]
     # What lies far apart in the operand is copied last to last, whole lines at a time.
     order = sorted(zip(steps, (*fresh, lane)), key=lambda step: -step[0])
     for _, v in reversed(order):

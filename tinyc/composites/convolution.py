@@ -160,6 +160,10 @@ class _Pool:
     padding: tuple[int, ...]
     sides: Sides
 
+    def overlap(self) -> bool:
+        """True if windows that follow each other share elements."""
+        return any(k > step for k, step in zip(self.kernel, self.steps))
+
 
 def _pool(
     name: str,
@@ -213,7 +217,11 @@ def max_pool(
     `gradient=False` leaves out what only the gradient needs.
     """
     pool = _pool("max_pool", x, kernel, stride, padding, dilation, ceil_mode, rank)
-    views = _windows(_pad_lowest(x, pool.sides), pool.kernel, pool.steps, pool.gaps)
+    padded = _pad_lowest(x, pool.sides)
+    if padded is not x and pool.overlap():
+        # Windows that share elements ask once for each whether it is padding, not for each window.
+        padded = b.materialize(padded)
+    views = _windows(padded, pool.kernel, pool.steps, pool.gaps)
     taps = tuple(range(len(x.shape), len(x.shape) + rank))
     if not gradient or not x.dtype.is_float:
         return b.max_(views, taps)
