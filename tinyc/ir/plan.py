@@ -16,7 +16,6 @@ from tinyc.ir.loop import Apply, Expr, LoopKernel, Read, Storage, rewrite, walk
 from tinyc.ir.node import Node
 from tinyc.ir.program import OutputSpec, Site
 
-
 # So many places make an image.
 MIN_PLACES = 16
 
