@@ -65,7 +65,9 @@ def widest() -> Isa:
 def isa_in_force() -> Isa:
     """Return the instruction set that code is made for; CompileError if this CPU lacks it."""
     name = config.current().isa
-    isa = widest() if name == NATIVE else ISAS[name]
+    if name == NATIVE:
+        return widest()
+    isa = ISAS[name]
     if not runs_here(isa):
         able = ", ".join(i.name for i in ISAS.values() if runs_here(i))
         raise CompileError(f"isa={name!r}: this CPU can't run it; it can run {able}")
