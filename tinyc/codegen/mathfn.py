@@ -16,10 +16,13 @@ Where a method is known by a name, its source:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tinyc.ir.ops import Op
+
+
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,11 @@ class MathFn:
     libm: bool
 
 
-def prelude(used: Iterable[tuple[Op, str]]) -> str:
-    """The C text that the functions `used`, pairs (op, dtype name), need; each piece once."""
+def prelude(used: Iterable[tuple[Op, str]], own: Mapping[str, str] = NOTHING) -> str:
+    """The C text that the functions `used`, pairs (op, dtype name), need; each piece once.
+
+    `own` has pieces by name that another language says in its own way.
+    """
     wanted = set(used)
     pieces: dict[str, str] = {}
     for key, fn in MATH.items():
@@ -45,7 +51,7 @@ def prelude(used: Iterable[tuple[Op, str]]) -> str:
             pieces.setdefault("", INLINE)
             _add_helpers(fn.needs, pieces)
             pieces[fn.name] = fn.source
-    return "\n".join(pieces.values())
+    return "\n".join(own.get(name, text) for name, text in pieces.items())
 
 
 def _add_helpers(names: tuple[str, ...], pieces: dict[str, str]) -> None:

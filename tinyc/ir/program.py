@@ -115,6 +115,20 @@ class StorageInfo:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """A function to start, on devices that start kernels one by one.
+
+    `arguments` are pairs: the number of a buffer, or -1 for the arena, and the first element of it
+    that is meant. There are `items` work-items. `kernel` is the number of the kernel it belongs to.
+    """
+
+    kernel: int
+    function: str
+    arguments: tuple[tuple[int, int], ...]
+    items: int
+
+
+@dataclass(frozen=True)
 class OutputSpec:
     """A fresh output of a program; None in `Program.outputs` stands for an in-place update."""
 
@@ -127,7 +141,8 @@ class Program:
     """A compiled graph as plain data: source text, memory plan, launch list, what was decided.
 
     Buffers are passed as: one pointer for each leaf, then one for each fresh output. The source is
-    compiled in `parts`, which the macro TC_PART selects.
+    compiled in `parts`, which the macro TC_PART selects. Without `launches` it has one entry, that
+    runs all kernels.
     """
 
     source: str
@@ -141,6 +156,7 @@ class Program:
     remarks: tuple[dict, ...] = ()
     parts: int = 1
     storages: tuple[StorageInfo, ...] = ()
+    launches: tuple[Launch, ...] = ()
 
     @property
     def n_buffers(self) -> int:

@@ -1,0 +1,262 @@
+"""Loop IR -> OpenCL C, for devices whose cores take whole chunks: kernels, and how to start them.
+
+A chunk is a work-item. A storage is a parameter and the number of the first element of it that the
+kernel means, since arguments of OpenCL can't be pointers into the middle of memory. Scratch memory
+is a slice for each chunk. The register tile and the transposing copy are in OpenCL's vector types.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tinyc.codegen import mathfn
+from tinyc.codegen.c import STAGE_NAME, CScope, Source, helper, line_members
+from tinyc.codegen.rebase import Bases, rebase
+from tinyc.codegen.render import TYPES, KernelText, Renderer
+from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Storage
+from tinyc.ir.ops import Op
+from tinyc.ir.program import Launch
+
+ARENA = -1
+
+# Names of GNU C in OpenCL's words: helpers are one text for both.
+DIALECT = """\
+#ifdef cl_khr_fp64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#endif
+#define _Bool bool
+#define half tc_half
+#define __builtin_inff() INFINITY
+#define __builtin_inf() ((double)INFINITY)
+#define __builtin_nanf(text) NAN
+#define __builtin_nan(text) ((double)NAN)
+#define __builtin_floorf floor
+#define __builtin_floor floor
+#define __builtin_sqrtf sqrt
+#define __builtin_fmodf fmod
+#define __builtin_fmod fmod
+#define __builtin_copysignf copysign
+#define __builtin_copysign copysign
+"""
+
+CHECK = """\
+static inline long tc_check(long v, long bound, long site, __global long *status) {
+  if ((unsigned long)v >= (unsigned long)bound) {
+    status[0] = site; status[1] = v; return 0;
+  }
+  return v;
+}"""
+
+
+def _reinterpreted(bits: str, real: str, words: str) -> str:
+    """The two functions between a number and its bits, which are words of the language here."""
+    return (f"TC_INLINE {words} tc_bits_{real}({TYPES[real]} x) {{ return as_{bits}(x); }}\n"
+            f"TC_INLINE {TYPES[real]} tc_from_bits_{real}({words} b) "
+            f"{{ return as_{TYPES[real]}(b); }}\n")
+
+
+def _library(op: Op, arity: int = 1) -> str:
+    """A function of f64, which OpenCL has."""
+    parameters, call = ("double x", "x") if arity == 1 else ("double x, double y", "x, y")
+    return f"TC_INLINE double tc_{op.value}_f64({parameters}) {{ return {op.value}({call}); }}\n"
+
+
+# What the vector library has in other words than in GNU C.
+OWN = {
+    "": "#define TC_INLINE static inline __attribute__((always_inline))\n",
+    "symbol": "",
+    "bits_f32": _reinterpreted("uint", "f32", "unsigned"),
+    "bits_f64": _reinterpreted("ulong", "f64", "unsigned long"),
+    "two_over_pi": mathfn.HELPERS["two_over_pi"][0].replace("static const", "__constant"),
+    **{f"tc_{op.value}_f64": _library(op, 2 if op is Op.POW else 1)
+       for op in (Op.EXP, Op.LOG, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
+}
+
+
+@dataclass
+class OpenClRenderer(Renderer):
+    """OpenCL C for devices that work through a chunk in each work-item."""
+
+    # The functions that kernels share, by name.
+    shared: dict[str, str] = field(default_factory=dict)
+
+    def kernel(self, kernel: LoopKernel) -> KernelText:
+        """Render one kernel."""
+        scope = OpenClScope(self, kernel)
+        body = scope.block(kernel.body, 1)
+        finish = scope.block(kernel.finish, 1)
+        scratch = [(s, at) for s, (_, at) in scope.scratch.items()]
+        tiles = scope.tile_lines()
+        return KernelText(list(scope.params), scratch, "\n".join([*tiles, *body]),
+                          "\n".join(finish), scope.scratch_size, scope.lengths, len(tiles))
+
+
+class OpenClScope(CScope):
+    """Names of one kernel in OpenCL C."""
+
+    owner: OpenClRenderer
+
+    def loop(self, stmt: For, depth: int) -> list[str]:
+        """A loop; iterations that are independent are promised to be."""
+        lines = super().loop(stmt, depth)
+        if stmt.kind.endswith("simd"):
+            lines[0] = f"{'  ' * depth}#pragma clang loop vectorize(assume_safety)"
+        return lines
+
+    def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
+        """Offsets of the rows, then a call of the register tile for the operands' memory."""
+        lines = super().micro_kernel(stmt, pad)
+        dtype = stmt.tile.dtype.name
+        name = f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}"
+        spaces = space(stmt.a.storage), space(stmt.b.storage)
+        own = f"{name}_{spaces[0][2:3]}{spaces[1][2:3]}"
+        self.owner.shared[own] = tile_function(own, dtype, stmt, spaces)
+        lines[-1] = lines[-1].replace(name + "(", own + "(")
+        return lines
+
+    def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
+        """Offsets of the columns, then a call of the copy for the operands' memory."""
+        lines = super().micro_pack(stmt, pad)
+        dtype = stmt.storage.dtype.name
+        name = f"tc_pack_{dtype}_{stmt.width}_{stmt.lanes}"
+        spaces = space(stmt.b.storage), space(stmt.storage)
+        own = f"{name}_{spaces[0][2:3]}{spaces[1][2:3]}"
+        self.owner.shared[own] = pack_function(own, dtype, stmt, spaces)
+        lines[-1] = lines[-1].replace(name + "(", own + "(")
+        return lines
+
+
+def space(storage: Storage) -> str:
+    """The address space of a storage."""
+    return "__global" if storage.role in ("slot", "arena", "scratch") else "__private"
+
+
+def tile_function(name: str, dtype: str, stmt: MicroKernel, spaces: tuple[str, str]) -> str:
+    """The register tile: height x (width / lanes) accumulators of `lanes` numbers each."""
+    t, lanes = TYPES[dtype], stmt.lanes
+    v, load, store = f"{t}{lanes}", f"vload{lanes}(0, ", f"vstore{lanes}("
+    rows, cols = range(stmt.height), range(stmt.width // lanes)
+    sums = [(f"c{i}_{j}", i * stmt.width + j * lanes) for i in rows for j in cols]
+    lines = [
+        f"static void {name}(",
+        "    long n2, long n1, long n0, long s2, long s1, long s0,",
+        f"    {spaces[0]} const {t} *a, const long *row, {spaces[1]} const {t} *b, long step,",
+        f"    {t} *tile, long more) {{",
+        f"  {v} " + ", ".join(f"{c} = ({v})(0)" for c, _ in sums) + ";",
+        f"  {spaces[0]} const {t} " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
+        "  for (long k2 = 0; k2 < n2; k2++)",
+        "    for (long k1 = 0; k1 < n1; k1++) {",
+        "      long o = k2 * s2 + k1 * s1;",
+        "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+        *(f"        const {v} b{j} = {load}b + {j * lanes});" for j in cols),
+        *(f"        {{ const {v} x = ({v})(a{i}[o]); "
+          + " ".join(f"c{i}_{j} = fma(x, b{j}, c{i}_{j});" for j in cols) + " }" for i in rows),
+        "      }",
+        "    }",
+        "  if (more) {",
+        *(f"    {c} += {load}tile + {at});" for c, at in sums),
+        "  }",
+        *(f"  {store}{c}, 0, tile + {at});" for c, at in sums),
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def pack_function(name: str, dtype: str, stmt: MicroPack, spaces: tuple[str, str]) -> str:
+    """to[k*width + j] = b[column[j] + k], in squares of lanes x lanes, a row a load."""
+    t, lanes, width = TYPES[dtype], stmt.lanes, stmt.width
+    rows = range(lanes)
+    lines = [
+        f"static void {name}(long n, {spaces[0]} const {t} *b, const long *column,",
+        f"    {spaces[1]} {t} *to) {{",
+        f"  for (long j = 0; j < {width}; j += {lanes}, column += {lanes}, to += {lanes}) {{",
+        "    long k = 0;",
+        f"    for (; k + {lanes} <= n; k += {lanes}) {{",
+        *(f"      const {t}{lanes} r{i} = vload{lanes}(0, b + column[{i}] + k);" for i in rows),
+        *(f"      vstore{lanes}(({t}{lanes})(" + ", ".join(f"r{i}.s{k:x}" for i in rows)
+          + f"), 0, to + (k + {k}) * {width});" for k in rows),
+        "    }",
+        "    for (; k < n; k++)",
+        f"      for (long i = 0; i < {lanes}; i++) to[k * {width} + i] = b[column[i] + k];",
+        "  }",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+# -- a program -----------------------------------------------------------------------------------
+
+
+def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[Source,
+                                                                           tuple[Launch, ...]]:
+    """The text of a program, and its launches in order; `slots` are the arguments in order."""
+    renderer = OpenClRenderer()
+    numbers = {s: i for i, s in enumerate(slots)}
+    functions: dict[str, str] = {}
+    known: dict[tuple[str, str], str] = {}
+    launches: list[Launch] = []
+    texts = []
+    rebased = [rebase(kernel) for kernel in kernels]
+    for number, (kernel, bases) in enumerate(rebased):
+        text = renderer.kernel(kernel)
+        texts.append(text)
+        name = define(kernel.name, text, functions, known)
+        arguments = tuple(place(s, numbers, bases) for s in text.storages)
+        launches.append(Launch(number, name, arguments, kernel.chunks))
+        if text.finish:
+            launches.append(Launch(number, f"{name}_end", arguments, 1))
+    pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
+              *(CHECK if h == "check" else helper(h) for h in renderer.helpers),
+              *renderer.shared.values(), *functions.values()]
+    source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
+                    max((t.scratch_size for t in texts), default=0),
+                    tuple(functions[launches_of(launches, i)] for i in range(len(texts))), 1,
+                    tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
+    return source, tuple(launches)
+
+
+def launches_of(launches: Sequence[Launch], kernel: int) -> str:
+    """The name of a kernel's function."""
+    return next(launch.function for launch in launches if launch.kernel == kernel)
+
+
+def place(s: Storage, numbers: dict[Storage, int], bases: Bases) -> tuple[int, int]:
+    """(the argument, or ARENA, that a storage is in, the first element of it)."""
+    if s.role == "slot":
+        return numbers[s], bases.get(s, 0)
+    return ARENA, s.offset // s.dtype.itemsize
+
+
+def define(name: str, text: KernelText, functions: dict[str, str],
+           known: dict[tuple[str, str], str]) -> str:
+    """Add a kernel unless there is one that does the same for the same lines; its name."""
+    key = STAGE_NAME.sub("//", text.body), STAGE_NAME.sub("//", text.finish)
+    found = known.setdefault((*key, repr([s.dtype.name for s in text.storages])), name)
+    if found == name:
+        parts = [function_text(name, text, text.body)]
+        if text.finish:
+            parts.append(function_text(f"{name}_end", text, text.finish))
+        functions[name] = "\n".join(parts)
+    return found
+
+
+def function_text(name: str, text: KernelText, body: str) -> str:
+    """A kernel: it does nothing once an index was found to be out of range."""
+    storages = list(enumerate(text.storages))
+    types = [TYPES[s.dtype.name] for s in text.storages]
+    parameters = [p for i, _ in storages
+                  for p in (f"__global {types[i]} *restrict b{i}", f"long f{i}")]
+    parameters += ["__global char *scratch_memory", "long scratch_stride", "__global long *status"]
+    lines = [
+        f"__kernel void {name}({', '.join(parameters)}) {{",
+        "  const long chunk = get_global_id(0);",
+        "  if (status[0]) return;",
+        *(f"  __global {types[i]} *a{i} = b{i} + f{i};" for i, _ in storages),
+        "  __global char *scratch = scratch_memory + chunk * scratch_stride;",
+        *(f"  __global {TYPES[s.dtype.name]} *s{i} = "
+          f"(__global {TYPES[s.dtype.name]} *)(scratch + {at});"
+          for i, (s, at) in enumerate(text.scratch)),
+        body,
+        "}",
+    ]
+    return "\n".join(lines)
