@@ -65,7 +65,7 @@ def observe() -> Iterator[list[Run]]:
 
 def copies(buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """Copies of buffers, of the same categories and lines."""
-    made = [Buffer.from_numpy(b.array, b.device) for b in buffers]
+    made = [get_device(b.device).upload(b.array) for b in buffers]
     for copy, buffer in zip(made, buffers):
         copy.categorize(buffer.category)
         copy.origin = buffer.origin
@@ -127,7 +127,8 @@ class NativeExecutable:
         self.leaves = leaves
         self.native = native
         self.device = device
-        self.on_pointers = device != "interpret"
+        self.alloc = get_device(device).alloc
+        self.on_pointers = device == "cpu"
         self.fresh = tuple(None if o is None else (dtypes.DTYPES[o.dtype], o.shape)
                            for o in program.outputs)
         gradients = {s.name for s in program.storages if s.category == "gradient"}
@@ -138,7 +139,7 @@ class NativeExecutable:
         note_run(self, buffers)
         if self.dumped is not None:
             self.dump_inputs(buffers)
-        outputs = [None if o is None else Buffer(self.device, *o) for o in self.fresh]
+        outputs = [None if o is None else self.alloc(*o) for o in self.fresh]
         for i in self.gradients:
             outputs[i].categorize("gradient")  # type: ignore[union-attr]
         slots = [*buffers, *[b for b in outputs if b is not None]]
@@ -329,7 +330,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     from tinyc import program_cache
 
     global programs_loaded, passes_run
-    target = host_target()
+    target = target_of(device)
     key = program_cache.program_key(outputs, target, device)
     program = program_cache.load(key, outputs, leaves) if key else None
     if program is not None:
@@ -344,6 +345,12 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     if key:
         program_cache.store(key, program, outputs)
     return program, done
+
+
+def target_of(device: str) -> Target:
+    """What schedules need to know of a device."""
+    native = get_device(device)
+    return native.machine() if native.target == "opencl" else host_target()
 
 
 def host_target() -> Target:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyc import config, debugging, dumps
-from tinyc.codegen import c, cpu
+from tinyc.codegen import c, cpu, opencl
+from tinyc.codegen.c import Source
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lines import far_stores
 from tinyc.codegen.lower import lower_nest
@@ -28,7 +29,7 @@ from tinyc.ir.phases import phases
 from tinyc.ir.plan import Nest, Plan
 from tinyc.ir.plan_text import plan_blocks
 from tinyc.ir.printer import carry_names, number, to_text
-from tinyc.ir.program import Program, Target
+from tinyc.ir.program import Launch, Program, Target
 from tinyc.ir.reuse import reuse
 from tinyc.ir.simplify import simplify
 from tinyc.ir.steps import Step, watch
@@ -259,7 +260,7 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
     plan = done.plan
     assert plan is not None
     start = time.perf_counter()
-    source = c.program(plan.kernels, plan.slots, config.current().lines)
+    source, launches = render(plan, target)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     phase = phases(done.graph)
     infos = tuple(replace(kernel_info(k, nest, target), source=text, source_members=lines,
@@ -269,12 +270,19 @@ def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Targe
     program = Program(source.text, source.libm, len(leaves), plan.output_specs, plan.arena_size,
                       source.scratch_size, infos, tuple(plan.sites),
                       tuple(r.to_dict() for r in plan.remarks), source.parts,
-                      storage_infos(plan, phase))
+                      storage_infos(plan, phase), launches)
     done.source_seconds = time.perf_counter() - start
     folder = config.current().dump
     if folder and not again:
         done.dumped = dumps.write(folder, outputs[0].origin, done.steps, program, target)
     return program, done
+
+
+def render(plan: Plan, target: Target) -> tuple[Source, tuple[Launch, ...]]:
+    """The source text of kernels and, where a device starts them one by one, how."""
+    if target.language == "opencl":
+        return opencl.program(plan.kernels, plan.slots)
+    return c.program(plan.kernels, plan.slots, config.current().lines), ()
 
 
 def provenance(nest: Nest, numbers: dict[Node, int], phase: dict[Node, str]) -> dict[str, Any]:

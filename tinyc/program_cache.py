@@ -22,6 +22,7 @@ from tinyc.ir.node import Node, canonical_key, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.program import (
     KernelInfo,
+    Launch,
     OutputSpec,
     Program,
     Site,
@@ -122,6 +123,7 @@ def program_from(data: Mapping[str, Any]) -> Program:
         KernelInfo(**{**k, "work": Work(**k["work"])}) for k in values["kernels"])
     values["storages"] = tuple(StorageInfo(**s) for s in values["storages"])
     values["sites"] = tuple(Site(**s) for s in values["sites"])
+    values["launches"] = tuple(Launch(**launch) for launch in values["launches"])
     return Program(**values)
 
 

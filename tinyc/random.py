@@ -18,8 +18,7 @@ from tinyc.diagnostics import TracingError, caller_origin
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, f32, i64, u32
 from tinyc.ir.node import Node
-from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.device import default_device
+from tinyc.runtime.device import default_device, get_device
 from tinyc.state import Slot
 
 _WORD = (1 << 32) - 1
@@ -28,9 +27,12 @@ _WORDS = (1 << 64) - 1
 
 def _number(value: int, device: str) -> Slot:
     """Return new memory that holds one i64."""
-    buffer = Buffer(device, i64, ())
-    buffer.array[...] = value
-    return Slot(buffer, caller_origin(2))
+    return Slot(get_device(device).upload(np.array(value, np.int64)), caller_origin(2))
+
+
+def _set(slot: Slot, value: int) -> None:
+    """Overwrite memory that holds one i64."""
+    get_device(slot.buffer.device).copy_in(slot.buffer, np.array(value, np.int64))
 
 
 def _signed(word: int) -> int:
@@ -107,8 +109,8 @@ class Generator:
         if state.capturing.trace is not None:
             raise TracingError("a generator's state is set outside functions that jit captures")
         device = self._seed.buffer.device
-        self._seed.buffer.array[...] = _signed(seed)
-        self._counter.buffer.array[...] = _signed(counter)
+        _set(self._seed, _signed(seed))
+        _set(self._counter, _signed(counter))
         self._key = _number(_signed(seed), device)
         self._numpy = host
         return self
@@ -127,8 +129,9 @@ class Generator:
             offset = state.capturing.trace.skip(self, count)
             return _words(self._seed.leaf()), b.add(counter, offset) if offset else counter
         # A copy, so that the program of a draw takes the counter as an input.
-        now = _number(int(self._counter.buffer.array), self._counter.buffer.device)
-        self._counter.buffer.array[...] += count
+        counter = int(self._counter.buffer.array)
+        now = _number(counter, self._counter.buffer.device)
+        _set(self._counter, counter + count)
         return _words(self._key.leaf()), now.leaf()
 
     def _move(self, device: str) -> None:

@@ -16,7 +16,8 @@ from tinyc.ir.evaluate import EVAL
 from tinyc.ir.node import Node, node, spell, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime import recorder
-from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.buffer import Buffer, address_of
+from tinyc.runtime.device import get_device
 from tinyc.state import (
     GRAD,
     Handle,
@@ -367,10 +368,12 @@ def _part(n: Node, memory: dict[int, Buffer]) -> Node | None:
     slot = owner(n.src[0])
     if slot is None or slot.pending is not None or slot.version != n.src[0].attrs[1]:
         return None
-    array = EVAL[Op.SLICE](n, slot.buffer.array)
+    whole = slot.buffer.layout
+    array = EVAL[Op.SLICE](n, whole)
     if not array.flags.c_contiguous:
         return None
-    buffer = Buffer.from_numpy(array, slot.buffer.device, copy=False)
+    first = (address_of(array) - address_of(whole)) // n.dtype.itemsize
+    buffer = get_device(slot.buffer.device).part(slot.buffer, first, array.shape)
     memory[buffer.uid] = buffer
     return b.buffer(buffer.uid, 0, buffer.shape, buffer.dtype, buffer.device)
 
@@ -388,7 +391,7 @@ def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
     for n in dict.fromkeys(cut[: len(nodes)]):
         array = _quick_value(n, memory)
         if array is not None:
-            results[n] = Buffer.from_numpy(array, device_of(n))
+            results[n] = get_device(device_of(n)).upload(array)
     for n in dict.fromkeys(cut):
         if n not in results:
             by_device.setdefault(device_of(n), []).append(n)
@@ -401,7 +404,7 @@ def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
     for n in cut[: len(nodes)]:
         buffer = results[n]
         if n in taken:
-            buffer = Buffer.from_numpy(buffer.array, buffer.device)
+            buffer = get_device(buffer.device).upload(buffer.array)
         taken.add(n)
         buffers.append(buffer)
     return buffers

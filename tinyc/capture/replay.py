@@ -18,6 +18,7 @@ from tinyc.ir.ops import Op, describe
 from tinyc.realization import compute, readers, realize, resolve, run, spoil, stale
 from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import get_device
 from tinyc.state import GRAD, Handle, Slot, clock
 from tinyc.tensor import Tensor
 
@@ -213,7 +214,7 @@ class Replay:
         if self.taken:
             self._renew(len(self._buffers) + self.values)
         for kept, buffer in zip(self.kept, fresh[self.values :]):
-            kept.array[...] = buffer.array
+            get_device(kept.device).copy_in(kept, buffer.array)
         return fresh[: self.values]
 
     def _check_aliases(self, inputs: Sequence[Any], buffers: Sequence[Buffer]) -> None:
@@ -264,7 +265,7 @@ def replace_values(what: Any, values: Sequence[Buffer], tensors: Sequence[Tensor
     """Return a result with tensors in the places of outputs and arguments."""
     if type(what) is Value:
         buffer = values[what.number]
-        return _tensor(Buffer.from_numpy(buffer.array, buffer.device) if what.copy else buffer)
+        return _tensor(get_device(buffer.device).upload(buffer.array) if what.copy else buffer)
     if type(what) is Argument:
         return tensors[what.number]
     if isinstance(what, tuple):
@@ -292,7 +293,7 @@ def _tensor(buffer: Buffer) -> Tensor:
 
 def _gradient(shape: tuple[int, ...], dtype: DType, device: str) -> Buffer:
     """Return memory for a gradient that a program leaves behind."""
-    buffer = Buffer(device, dtype, shape)
+    buffer = get_device(device).alloc(dtype, shape)
     buffer.categorize("gradient")
     return buffer
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 from tinyc.ir.ops import Op
 
-
 NOTHING: Mapping[str, str] = {}
 
 

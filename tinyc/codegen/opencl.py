@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tinyc.codegen import mathfn
-from tinyc.codegen.c import STAGE_NAME, CScope, Source, helper, line_members
+from tinyc.codegen.c import STAGE_NAME, CScope, Source, helper, line_members, overwrites
 from tinyc.codegen.rebase import Bases, rebase
 from tinyc.codegen.render import TYPES, KernelText, Renderer
 from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Storage
@@ -202,9 +202,10 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
         texts.append(text)
         name = define(kernel.name, text, functions, known)
         arguments = tuple(place(s, numbers, bases) for s in text.storages)
-        launches.append(Launch(number, name, arguments, kernel.chunks))
+        ran = number + overwrites(kernel)
+        launches.append(Launch(number, name, arguments, kernel.chunks, ran))
         if text.finish:
-            launches.append(Launch(number, f"{name}_end", arguments, 1))
+            launches.append(Launch(number, f"{name}_end", arguments, 1, ran))
     pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
               *(CHECK if h == "check" else helper(h) for h in renderer.helpers),
               *renderer.shared.values(), *functions.values()]
@@ -246,11 +247,13 @@ def function_text(name: str, text: KernelText, body: str) -> str:
     types = [TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, _ in storages
                   for p in (f"__global {types[i]} *restrict b{i}", f"long f{i}")]
-    parameters += ["__global char *scratch_memory", "long scratch_stride", "__global long *status"]
+    parameters += ["__global char *scratch_memory", "long scratch_stride", "__global long *status",
+                   "long ran"]
     lines = [
         f"__kernel void {name}({', '.join(parameters)}) {{",
         "  const long chunk = get_global_id(0);",
         "  if (status[0]) return;",
+        *(["  status[2] = ran;"] if "tc_check(" in body else []),
         *(f"  __global {types[i]} *a{i} = b{i} + f{i};" for i, _ in storages),
         "  __global char *scratch = scratch_memory + chunk * scratch_stride;",
         *(f"  __global {TYPES[s.dtype.name]} *s{i} = "

@@ -21,7 +21,7 @@ class Target:
     `lanes` f32 numbers fit a vector; `tile_rows` rows of accumulators fit the registers; `l1`,
     `l2`, `l3` are bytes of cache. A parallel loop has up to `chunks` chunks, each worth
     `serial_work` / 2 weighted operations or more, and each with up to `private_bytes` of sums of
-    its own.
+    its own. Kernels are written in `language`.
     """
 
     lanes: int
@@ -32,6 +32,7 @@ class Target:
     chunks: int
     serial_work: int
     private_bytes: int
+    language: str = "c"
 
 
 CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, l3=32 << 20, chunks=8,
@@ -119,13 +120,15 @@ class Launch:
     """A function to start, on devices that start kernels one by one.
 
     `arguments` are pairs: the number of a buffer, or -1 for the arena, and the first element of it
-    that is meant. There are `items` work-items. `kernel` is the number of the kernel it belongs to.
+    that is meant. There are `items` work-items. `kernel` is the number of the kernel it belongs to,
+    and `ran` how many kernels may have changed arguments when it finds a bad index.
     """
 
     kernel: int
     function: str
     arguments: tuple[tuple[int, int], ...]
     items: int
+    ran: int
 
 
 @dataclass(frozen=True)

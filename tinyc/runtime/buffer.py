@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -233,6 +234,8 @@ def system_block(size: int) -> Block:
 
 
 ALLOCATOR = Allocator()
+# Stands for memory that numpy can't see.
+NOWHERE = np.empty(16, np.uint8)
 
 uids = itertools.count(1)
 
@@ -291,6 +294,11 @@ class Buffer:
             memory = self._memory = np.asarray(memory)
         return memory
 
+    @property
+    def layout(self) -> np.ndarray:
+        """An array of this shape that shows where elements lie, relative to the first."""
+        return self.array
+
     @staticmethod
     def from_numpy(array: np.ndarray, device: str, copy: bool = True) -> Buffer:
         """Return a buffer with the array's values; DTypeError if its dtype has no counterpart.
@@ -311,6 +319,45 @@ class Buffer:
 
     def __repr__(self) -> str:
         return f"Buffer({self.uid}: {self.dtype}{list(self.shape)} on {self.device})"
+
+
+class DeviceBuffer(Buffer):
+    """The memory of a tensor on a device that is not the host.
+
+    `handle` is what the device knows it by. `array` is a copy of the values that can't be written.
+    """
+
+    __slots__ = ("handle", "owner")
+
+    def __init__(
+        self, owner: DeviceMemory, dtype: DType, shape: tuple[int, ...], handle: Any
+    ) -> None:
+        nbytes = prod(shape) * dtype.itemsize
+        self._set(owner.name, dtype, shape, nbytes, NOWHERE, handle.int_ptr)
+        self.owner = owner
+        self.handle = handle
+
+    @property
+    def array(self) -> np.ndarray:
+        """A copy of the values."""
+        values = self.owner.copy_out(self)
+        values.flags.writeable = False
+        return values
+
+    @property
+    def layout(self) -> np.ndarray:
+        """An array of this shape without memory, whose elements must not be looked at."""
+        steps = [self.dtype.itemsize * prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        return np.lib.stride_tricks.as_strided(NOWHERE.view(self.dtype.np), self.shape, steps)
+
+
+class DeviceMemory(Protocol):
+    """What a buffer asks of the device that it is on."""
+
+    name: str
+
+    def copy_out(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy of the buffer's values."""
 
 
 def shareable(array: np.ndarray) -> bool:

@@ -81,6 +81,14 @@ class CpuDevice:
         """Return a copy of the buffer's values."""
         return self._host.copy_out(buffer)
 
+    def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
+        """Return a buffer with the array's values; see `Buffer.from_numpy`."""
+        return self._host.upload(array, copy)
+
+    def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
+        """Return neighbouring elements of a buffer as a buffer that shares their memory."""
+        return self._host.part(buffer, first, shape)
+
     def synchronize(self) -> None:
         """Return at once: a run has finished when its call returns."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,6 +56,12 @@ class Device(Protocol):
     def copy_out(self, buffer: Buffer) -> np.ndarray:
         """Return a copy of the buffer's values."""
 
+    def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
+        """Return a buffer with the array's values, which may share its memory without `copy`."""
+
+    def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
+        """Return neighbouring elements of a buffer as a buffer, which may share their memory."""
+
     def load(self, program: Program, library: Path | None = None) -> Executable:
         """Return what runs a program, compiled now unless its library is given."""
 
@@ -71,6 +78,10 @@ def get_device(name: str) -> Device:
         return CpuDevice()
     if name in ("numpy", "interpret"):
         return HostDevice(name)
+    if re.fullmatch(r"opencl(:\d+)?", name):
+        from tinyc.runtime.opencl import OpenClDevice
+
+        return OpenClDevice(name)
     known = ", ".join(config.DEVICES)
     raise DeviceError(f"device: no device is called {name!r}; there are {known}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -34,6 +35,15 @@ class HostDevice:
     def copy_out(self, buffer: Buffer) -> np.ndarray:
         """Return a copy of the buffer's values."""
         return buffer.array.copy()
+
+    def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
+        """Return a buffer with the array's values; see `Buffer.from_numpy`."""
+        return Buffer.from_numpy(array, self.name, copy)
+
+    def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
+        """Return neighbouring elements of a buffer as a buffer that shares their memory."""
+        flat = buffer.array.reshape(-1)[first : first + prod(shape)]
+        return Buffer.from_numpy(flat.reshape(shape), self.name, copy=False)
 
     def load(self, program: Program, library: Path | None = None) -> NoReturn:
         """Refuse: no source runs here."""

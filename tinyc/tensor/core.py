@@ -78,8 +78,8 @@ class Tensor(Operations, Views, Writing, Creation):
         requires_grad: bool = False,
     ) -> None:
         array = host_array(data, as_dtype(dtype) if dtype is not None else None)
-        device = default_device() if device is None else get_device(device).name
-        buffer = Buffer.from_numpy(array, device)
+        memory = get_device(default_device() if device is None else device)
+        buffer = memory.upload(array)
         buffer.categorize("input")
         self._init_buffer(buffer, caller_origin())
         if requires_grad:
@@ -331,7 +331,7 @@ class Tensor(Operations, Views, Writing, Creation):
         moved = self
         if device is not None and device != self.device:
             array = array_of(self)
-            moved = Tensor._from_buffer(Buffer.from_numpy(array, get_device(device).name))
+            moved = Tensor._from_buffer(get_device(device).upload(array))
             if self.requires_grad:
                 moved.requires_grad_()
         return moved if dtype is None else moved.cast(dtype)
@@ -593,7 +593,7 @@ def _from_python(data: Any) -> np.ndarray:
 def _restored(kind: Any, array: np.ndarray, device: str, requires_grad: Any) -> Tensor:
     """Return a tensor from what was pickled."""
     made = kind.__new__(kind)
-    made._init_buffer(Buffer.from_numpy(array, device), caller_origin())
+    made._init_buffer(get_device(device).upload(array), caller_origin())
     return made.requires_grad_() if requires_grad else made
 
 

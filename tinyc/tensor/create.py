@@ -16,7 +16,6 @@ from tinyc.ir.dtype import DType, default_dtype, f32, i64
 from tinyc.ir.node import Node
 from tinyc.random import Generator
 from tinyc.realization import compute
-from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device, get_device
 from tinyc.state import Handle
 from tinyc.tensor.views import sizes_of
@@ -249,7 +248,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
     """Return a tensor on an array's memory where that is aligned to 64 bytes, else on a copy."""
     from tinyc.tensor.core import Tensor
 
-    return Tensor._from_buffer(Buffer.from_numpy(array, default_device(), copy=False))
+    return Tensor._from_buffer(get_device(default_device()).upload(array, copy=False))
 
 
 def from_dlpack(array: Any) -> Tensor:
@@ -277,7 +276,7 @@ def _made(node: Node, device: Any, requires_grad: bool) -> Tensor:
         made = Tensor._new(node)
     else:
         (value,) = compute([node])
-        made = Tensor._from_buffer(Buffer.from_numpy(value.array, get_device(device).name))
+        made = Tensor._from_buffer(get_device(device).upload(value.array))
     return made.requires_grad_() if requires_grad else made
 
 

@@ -1,0 +1,299 @@
+"""OpenCL devices by pyopencl: memory, programs and their launches. The only file that imports it.
+
+A program is started kernel by kernel on one in-order queue, with nothing waited for in between; its
+intermediate values lie in one arena, and each chunk has a slice of the scratch memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyc.diagnostics import CompileError
+from tinyc.ir.dtype import DType, from_numpy
+from tinyc.ir.program import CPU, Target
+from tinyc.runtime.buffer import Buffer, DeviceBuffer
+from tinyc.runtime.cache import disk_cache, make_key
+from tinyc.runtime.device import DeviceError
+
+if TYPE_CHECKING:
+    from tinyc.ir.program import Launch, Program
+
+NAME = "opencl"
+BINARY = "program.bin"
+# Words of a program's status: site and value of the first bad index, and how many kernels may have
+# changed arguments before.
+STATUS = 3
+# Contractions of products and sums are wanted, laxer arithmetic is not.
+OPTIONS = ("-cl-std=CL1.2",)
+CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
+# A device is only of use if it compiles this.
+PROBE = "__kernel void probe(__global float *x) { x[get_global_id(0)] *= 2.0f; }"
+INSTALL = (
+    "pip install 'tinyc[opencl]' brings pyopencl with a driver for CPUs; a GPU has its vendor's "
+    "driver"
+)
+
+
+def _pyopencl() -> Any:
+    try:
+        import pyopencl
+    except ImportError as error:
+        raise DeviceError(f"device opencl: no pyopencl here ({error}); {INSTALL}") from None
+    return pyopencl
+
+
+def devices() -> list[Any]:
+    """Return the devices there are, in the order of their numbers; DeviceError if there is none.
+
+    GPUs come first, then by name; of two drivers of one platform for one device the newer counts.
+    """
+    cl = _pyopencl()
+    try:
+        found = [d for platform in cl.get_platforms() for d in _devices_of(platform)]
+    except cl.Error as error:  # no driver is registered
+        raise DeviceError(f"device opencl: no driver was found ({error}); {INSTALL}") from None
+    if not found:
+        raise DeviceError(f"device opencl: the OpenCL drivers have no device; {INSTALL}")
+    newest: dict[tuple, Any] = {}
+    for device in sorted(found, key=lambda d: d.platform.version):
+        newest[device.platform.name, device.type, device.vendor_id, _model(device)] = device
+    gpu = cl.device_type.GPU
+    return sorted(newest.values(), key=lambda d: (not d.type & gpu, d.platform.name, d.name))
+
+
+def _devices_of(platform: Any) -> list[Any]:
+    cl = _pyopencl()
+    try:
+        return platform.get_devices()
+    except cl.Error:  # a driver without hardware
+        return []
+
+
+def _model(device: Any) -> str:
+    """The hardware's name, without what a driver puts before it."""
+    return device.name.split("-")[-1]
+
+
+class OpenClDevice:
+    """An OpenCL device: `opencl`, or `opencl:1` for the second one."""
+
+    target = "opencl"
+
+    def __init__(self, name: str) -> None:
+        cl = self.cl = _pyopencl()
+        self.name = name
+        self.device = self._choose(name)
+        try:
+            self.context = cl.Context([self.device])
+            profiling = cl.command_queue_properties.PROFILING_ENABLE
+            self.queue = cl.CommandQueue(self.context, properties=profiling)
+            cl.Program(self.context, PROBE).build(list(OPTIONS))
+        except cl.Error as error:
+            raise DeviceError(
+                f"device {name}: {self.device.platform.version} can't compile for "
+                f"{self.device.name}: {_last_line(error)}; another driver may: the packages "
+                "pocl-opencl-icd of Debian and Ubuntu, or intel-opencl-rt of PyPI"
+            ) from None
+        self.options = [*OPTIONS]
+        if self.device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
+            self.options.append(CORRECT_DIVISION)
+        self.memory = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self.queue))
+        self.lock = threading.Lock()
+        self.arena: Any = None
+        self.scratch: Any = None
+        self.status = self._taken(8 * STATUS, "the status of a program")
+
+    def _choose(self, name: str) -> Any:
+        found = devices()
+        number = int(name.partition(":")[2] or 0)
+        if number >= len(found):
+            names = ", ".join(f"opencl:{i} is {d.name}" for i, d in enumerate(found))
+            raise DeviceError(f"device {name}: there is no such device; {names}")
+        return found[number]
+
+    def machine(self) -> Target:
+        """Return what schedules need to know: the CPU's recipes, with this device's vectors."""
+        lanes = min(16, max(4, self.device.native_vector_width_float))
+        rows = CPU.tile_rows * (2 if lanes == 16 else 1)
+        return Target(**{**vars(CPU), "lanes": lanes, "tile_rows": rows, "language": "opencl"})
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
+        """Return an uninitialised buffer; MemoryError tells the shape and the bytes asked for."""
+        wanted = f"{dtype}[{','.join(map(str, shape))}]"
+        nbytes = prod(shape) * dtype.itemsize
+        return DeviceBuffer(self, dtype, shape, self._taken(nbytes, wanted))
+
+    def _taken(self, nbytes: int, what: str) -> Any:
+        try:
+            return self.memory.allocate(max(nbytes, 1))
+        except (self.cl.MemoryError, self.cl.RuntimeError, MemoryError) as error:
+            held = self.memory.active_bytes
+            raise MemoryError(
+                f"no memory on device {self.name} for {what}: {nbytes:,} bytes asked for, "
+                f"{held:,} bytes are held by live tensors ({_last_line(error)})"
+            ) from None
+
+    def copy_in(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Fill a buffer with the values of an array that broadcasts to its shape."""
+        assert isinstance(buffer, DeviceBuffer)
+        values = np.empty(buffer.shape, buffer.dtype.np)
+        values[...] = array
+        if values.nbytes:
+            self.cl.enqueue_copy(self.queue, buffer.handle, values)
+
+    def copy_out(self, buffer: Buffer) -> np.ndarray:
+        """Return a copy of the buffer's values."""
+        assert isinstance(buffer, DeviceBuffer)
+        values = np.empty(buffer.shape, buffer.dtype.np)
+        if values.nbytes:
+            self.cl.enqueue_copy(self.queue, values, buffer.handle)
+        return values
+
+    def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
+        """Return a buffer with the array's values; its memory is never the array's."""
+        array = np.asarray(array)
+        buffer = self.alloc(from_numpy(array.dtype), array.shape)
+        self.copy_in(buffer, array)
+        return buffer
+
+    def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
+        """Return a copy of neighbouring elements of a buffer, as a buffer of its own."""
+        made = self.alloc(buffer.dtype, shape)
+        if made.nbytes:
+            assert isinstance(buffer, DeviceBuffer) and isinstance(made, DeviceBuffer)
+            self.cl.enqueue_copy(
+                self.queue,
+                made.handle,
+                buffer.handle,
+                byte_count=made.nbytes,
+                src_offset=first * buffer.dtype.itemsize,
+            )
+        return made
+
+    def synchronize(self) -> None:
+        """Wait until everything that was started has finished."""
+        self.queue.finish()
+
+    # -- programs --------------------------------------------------------------------------------
+
+    def load(self, program: Program, library: Path | None = None) -> OpenClExecutable:
+        """Return what runs a program, compiled now unless the cache has its binary."""
+        built = self._built(program)
+        kernels = {launch.function for launch in program.launches}
+        functions = {name: self.cl.Kernel(built, name) for name in kernels}
+        return OpenClExecutable(self, program, functions)
+
+    def _built(self, program: Program) -> Any:
+        driver = f"{self.device.platform.version} {self.device.driver_version} {self.device.name}"
+        key = make_key(NAME, driver, " ".join(self.options), program.source)
+        entry = disk_cache().get(key)
+        if entry is not None:
+            try:
+                binary = (entry / BINARY).read_bytes()
+                kept = self.cl.Program(self.context, [self.device], [binary])
+                return kept.build(self.options)
+            except (self.cl.Error, OSError):  # a driver may refuse what it wrote itself
+                disk_cache().discard(key)
+        try:
+            with warnings.catch_warnings():  # drivers talk
+                warnings.simplefilter("ignore", self.cl.CompilerWarning)
+                built = self.cl.Program(self.context, program.source).build(self.options)
+        except self.cl.Error as error:
+            raise CompileError(f"device {self.name} refuses a program:\n{error}") from None
+        binary = built.get_info(self.cl.program_info.BINARIES)[0]
+        disk_cache().put(key, {BINARY: binary})
+        return built
+
+    def reserve(self, arena: int, scratch: int) -> None:
+        """Let arena and scratch memory have at least these many bytes; the caller has the lock."""
+        if arena and (self.arena is None or self.arena.size < arena):
+            self.arena = self._taken(arena, "a program's intermediate values")
+        if self.scratch is None or self.scratch.size < scratch:
+            self.scratch = self._taken(scratch, "the scratch memory of a program's chunks")
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+class OpenClExecutable:
+    """A program whose kernels are started one by one; takes buffers as a compiled program does."""
+
+    library: Path | None = None
+
+    def __init__(self, device: OpenClDevice, program: Program, functions: dict[str, Any]) -> None:
+        self.device = device
+        self.program = program
+        # Kernel objects keep their arguments: one for each launch.
+        cl = device.cl
+        self._kernels = [
+            cl.Kernel(functions[launch.function].program, launch.function)
+            for launch in program.launches
+        ]
+        self._set: list[list[Any]] = [[] for _ in program.launches]
+
+    def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
+        """Run on one buffer for each leaf, then one for each fresh output.
+
+        `times`, i64[kernels + 1], receives nanoseconds: the start, then the end of each kernel.
+        BoundsError when an index found in the data is out of range.
+        """
+        device, cl = self.device, self.device.cl
+        with device.lock:
+            chunks = max((launch.items for launch in self.program.launches), default=1)
+            device.reserve(self.program.arena_size, chunks * self.program.scratch_size)
+            cl.enqueue_fill_buffer(device.queue, device.status, np.int64(0), 0, 8 * STATUS)
+            events = []
+            try:
+                for number, launch in enumerate(self.program.launches):
+                    self._arguments(number, launch, buffers)
+                    kernel = self._kernels[number]
+                    events.append(
+                        cl.enqueue_nd_range_kernel(device.queue, kernel, (launch.items,), (1,))
+                    )
+            except cl.Error as error:
+                raise CompileError(f"device {device.name} refuses a kernel: {error}") from None
+            if times is not None:
+                self._timed(events, times)
+            if self.program.sites:
+                self._check(buffers)
+
+    def _arguments(self, number: int, launch: Launch, buffers: Sequence[Buffer]) -> None:
+        """Set the arguments of a launch that are others than the last time."""
+        device = self.device
+        wanted: list[Any] = []
+        for slot, first in launch.arguments:
+            wanted += [device.arena if slot < 0 else buffers[slot].handle, np.int64(first)]  # type: ignore[attr-defined]
+        wanted += [device.scratch, np.int64(self.program.scratch_size), device.status]
+        wanted.append(np.int64(launch.ran))
+        kernel, known = self._kernels[number], self._set[number]
+        if not known:
+            kernel.set_args(*wanted)
+        else:
+            for place, (old, new) in enumerate(zip(known, wanted)):
+                if old is not new and old != new:
+                    kernel.set_arg(place, new)
+        self._set[number] = wanted
+
+    def _timed(self, events: Sequence[Any], times: np.ndarray) -> None:
+        """Fill in when the first kernel started and when each ended."""
+        events[-1].wait()
+        times[0] = events[0].profile.start
+        for launch, event in zip(self.program.launches, events, strict=True):
+            times[launch.kernel + 1] = event.profile.end
+
+    def _check(self, buffers: Sequence[Buffer]) -> None:
+        status = np.empty(STATUS, np.int64)
+        self.device.cl.enqueue_copy(self.device.queue, status, self.device.status)
+        if status[0]:
+            site, value, ran = map(int, status)
+            raise self.program.bounds_error(site, value, ran, [b.ptr for b in buffers])
