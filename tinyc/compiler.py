@@ -349,7 +349,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
 
 def target_of(device: str) -> Target:
     """What schedules need to know of a device."""
-    native = get_device(device)
+    native: Any = get_device(device)
     return native.machine() if native.target == "opencl" else host_target()
 
 

@@ -129,9 +129,9 @@ class Generator:
             offset = state.capturing.trace.skip(self, count)
             return _words(self._seed.leaf()), b.add(counter, offset) if offset else counter
         # A copy, so that the program of a draw takes the counter as an input.
-        counter = int(self._counter.buffer.array)
-        now = _number(counter, self._counter.buffer.device)
-        _set(self._counter, counter + count)
+        place = int(self._counter.buffer.array)
+        now = _number(place, self._counter.buffer.device)
+        _set(self._counter, place + count)
         return _words(self._key.leaf()), now.leaf()
 
     def _move(self, device: str) -> None:

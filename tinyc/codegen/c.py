@@ -142,9 +142,6 @@ class CScope(Scope):
 
     def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
         """Offsets of the rows, then a call of the shared register tile."""
-        dtype = stmt.tile.dtype.name
-        key = (dtype, stmt.height, stmt.lanes, stmt.width)
-        self.owner.tiles[key] = None
         levels = merged_levels(stmt)
         zero = dict.fromkeys(stmt.depth, 0)
         base = stmt.a.index.substitute(zero)
@@ -155,21 +152,31 @@ class CScope(Scope):
         sizes = ", ".join(str(n) for n, _ in inner)
         steps = ", ".join(str(s) for _, s in inner)
         b = self.storage(stmt.b.storage)
-        call = (f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}({sizes}, {steps}, "
+        call = (f"{self.tile_name(stmt)}({sizes}, {steps}, "
                 f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
                 f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {stmt.apart}, {{more}});")
         if not outer:
             return [*lines, pad + call.format(at="", bt="", more=self.index(stmt.more))]
         return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]
 
-    def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
-        """Offsets of the columns, then a call of the shared transposing copy."""
+    def tile_name(self, stmt: MicroKernel) -> str:
+        """The name of the register tile, which the program then has."""
+        dtype = stmt.tile.dtype.name
+        self.owner.tiles[(dtype, stmt.height, stmt.lanes, stmt.width)] = None
+        return f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}"
+
+    def pack_name(self, stmt: MicroPack) -> str:
+        """The name of the transposing copy, which the program then has."""
         dtype = stmt.storage.dtype.name
         self.owner.packs[(dtype, stmt.lanes)] = None
+        return f"tc_pack_{dtype}_{stmt.lanes}"
+
+    def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
+        """Offsets of the columns, then a call of the shared transposing copy."""
         base = stmt.b.index.substitute(dict.fromkeys(stmt.depth, 0))
         b, offsets, lines = self.offsets(stmt.b.storage, stmt.width, stmt.column, stmt.first, base,
                                          pad)
-        return [*lines, f"{pad}tc_pack_{dtype}_{stmt.lanes}({elements(stmt.depth)}, "
+        return [*lines, f"{pad}{self.pack_name(stmt)}({elements(stmt.depth)}, "
                 f"{stmt.width}, {b}, {offsets}, "
                 f"{self.storage(stmt.storage)} + {self.index(stmt.at)});"]
 

@@ -26,10 +26,10 @@ DIALECT = """\
 #endif
 #define _Bool bool
 #define half tc_half
-#define __builtin_inff() INFINITY
-#define __builtin_inf() ((double)INFINITY)
-#define __builtin_nanf(text) NAN
-#define __builtin_nan(text) ((double)NAN)
+#define __builtin_inff() as_float(0x7f800000u)
+#define __builtin_inf() as_double(0x7ff0000000000000ul)
+#define __builtin_nanf(text) as_float(0x7fc00000u)
+#define __builtin_nan(text) as_double(0x7ff8000000000000ul)
 #define __builtin_floorf floor
 #define __builtin_floor floor
 #define __builtin_sqrtf sqrt
@@ -103,27 +103,19 @@ class OpenClScope(CScope):
             lines[0] = f"{'  ' * depth}#pragma clang loop vectorize(assume_safety)"
         return lines
 
-    def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
-        """Offsets of the rows, then a call of the register tile for the operands' memory."""
-        lines = super().micro_kernel(stmt, pad)
-        dtype = stmt.tile.dtype.name
-        name = f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}"
+    def tile_name(self, stmt: MicroKernel) -> str:
+        """The name of the register tile for the operands' memory, which the program then has."""
         spaces = space(stmt.a.storage), space(stmt.b.storage)
-        own = f"{name}_{spaces[0][2:3]}{spaces[1][2:3]}"
-        self.owner.shared[own] = tile_function(own, dtype, stmt, spaces)
-        lines[-1] = lines[-1].replace(name + "(", own + "(")
-        return lines
+        name = f"{super().tile_name(stmt)}_{initials(spaces)}"
+        self.owner.shared[name] = tile_function(name, stmt, spaces)
+        return name
 
-    def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
-        """Offsets of the columns, then a call of the copy for the operands' memory."""
-        lines = super().micro_pack(stmt, pad)
-        dtype = stmt.storage.dtype.name
-        name = f"tc_pack_{dtype}_{stmt.width}_{stmt.lanes}"
+    def pack_name(self, stmt: MicroPack) -> str:
+        """The name of the copy for the operands' memory, which the program then has."""
         spaces = space(stmt.b.storage), space(stmt.storage)
-        own = f"{name}_{spaces[0][2:3]}{spaces[1][2:3]}"
-        self.owner.shared[own] = pack_function(own, dtype, stmt, spaces)
-        lines[-1] = lines[-1].replace(name + "(", own + "(")
-        return lines
+        name = f"{super().pack_name(stmt)}_{initials(spaces)}"
+        self.owner.shared[name] = pack_function(name, stmt, spaces)
+        return name
 
 
 def space(storage: Storage) -> str:
@@ -131,9 +123,14 @@ def space(storage: Storage) -> str:
     return "__global" if storage.role in ("slot", "arena", "scratch") else "__private"
 
 
-def tile_function(name: str, dtype: str, stmt: MicroKernel, spaces: tuple[str, str]) -> str:
+def initials(spaces: tuple[str, str]) -> str:
+    """Two letters that tell address spaces apart."""
+    return "".join(s.strip("_")[0] for s in spaces)
+
+
+def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, str]) -> str:
     """The register tile: height x (width / lanes) accumulators of `lanes` numbers each."""
-    t, lanes = TYPES[dtype], stmt.lanes
+    t, lanes = TYPES[stmt.tile.dtype.name], stmt.lanes
     v, load, store = f"{t}{lanes}", f"vload{lanes}(0, ", f"vstore{lanes}("
     rows, cols = range(stmt.height), range(stmt.width // lanes)
     sums = [(f"c{i}_{j}", i * stmt.width + j * lanes) for i in rows for j in cols]
@@ -162,22 +159,22 @@ def tile_function(name: str, dtype: str, stmt: MicroKernel, spaces: tuple[str, s
     return "\n".join(lines)
 
 
-def pack_function(name: str, dtype: str, stmt: MicroPack, spaces: tuple[str, str]) -> str:
+def pack_function(name: str, stmt: MicroPack, spaces: tuple[str, str]) -> str:
     """to[k*width + j] = b[column[j] + k], in squares of lanes x lanes, a row a load."""
-    t, lanes, width = TYPES[dtype], stmt.lanes, stmt.width
+    t, lanes = TYPES[stmt.storage.dtype.name], stmt.lanes
     rows = range(lanes)
     lines = [
-        f"static void {name}(long n, {spaces[0]} const {t} *b, const long *column,",
+        f"static void {name}(long n, long width, {spaces[0]} const {t} *b, const long *column,",
         f"    {spaces[1]} {t} *to) {{",
-        f"  for (long j = 0; j < {width}; j += {lanes}, column += {lanes}, to += {lanes}) {{",
+        f"  for (long j = 0; j < width; j += {lanes}, column += {lanes}, to += {lanes}) {{",
         "    long k = 0;",
         f"    for (; k + {lanes} <= n; k += {lanes}) {{",
         *(f"      const {t}{lanes} r{i} = vload{lanes}(0, b + column[{i}] + k);" for i in rows),
         *(f"      vstore{lanes}(({t}{lanes})(" + ", ".join(f"r{i}.s{k:x}" for i in rows)
-          + f"), 0, to + (k + {k}) * {width});" for k in rows),
+          + f"), 0, to + (k + {k}) * width);" for k in rows),
         "    }",
         "    for (; k < n; k++)",
-        f"      for (long i = 0; i < {lanes}; i++) to[k * {width} + i] = b[column[i] + k];",
+        f"      for (long i = 0; i < {lanes}; i++) to[k * width + i] = b[column[i] + k];",
         "  }",
         "}",
     ]
@@ -193,7 +190,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
     renderer = OpenClRenderer()
     numbers = {s: i for i, s in enumerate(slots)}
     functions: dict[str, str] = {}
-    known: dict[tuple[str, str], str] = {}
+    known: dict[tuple[str, ...], str] = {}
     launches: list[Launch] = []
     texts = []
     rebased = [rebase(kernel) for kernel in kernels]
@@ -229,7 +226,7 @@ def place(s: Storage, numbers: dict[Storage, int], bases: Bases) -> tuple[int, i
 
 
 def define(name: str, text: KernelText, functions: dict[str, str],
-           known: dict[tuple[str, str], str]) -> str:
+           known: dict[tuple[str, ...], str]) -> str:
     """Add a kernel unless there is one that does the same for the same lines; its name."""
     key = STAGE_NAME.sub("//", text.body), STAGE_NAME.sub("//", text.finish)
     found = known.setdefault((*key, repr([s.dtype.name for s in text.storages])), name)

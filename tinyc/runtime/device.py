@@ -22,16 +22,10 @@ if TYPE_CHECKING:
 
 
 class Executable(Protocol):
-    """A loaded program. `device.lock` is held around `call`, which captured functions use.
-
-    `library` is the file of its machine code, if it has one.
-    """
+    """A loaded program. `library` is the file of its machine code, if it has one."""
 
     device: Any
     library: Path | None
-
-    def call(self, slots: Any) -> None:
-        """Run on the addresses in `slots`, those of the buffers that `run` takes."""
 
     def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
         """Run on one buffer for each leaf, then one for each fresh output.

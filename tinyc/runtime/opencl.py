@@ -6,9 +6,15 @@ intermediate values lie in one arena, and each chunk has a slice of the scratch 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +41,8 @@ OPTIONS = ("-cl-std=CL1.2",)
 CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
 # A device is only of use if it compiles this.
 PROBE = "__kernel void probe(__global float *x) { x[get_global_id(0)] *= 2.0f; }"
+# Libraries that Intel's driver needs and does not find.
+INTEL_NEEDS = ("libintlc.so.5", "libimf.so", "libirng.so", "libsvml.so")
 INSTALL = (
     "pip install 'tinyc[opencl]' brings pyopencl with a driver for CPUs; a GPU has its vendor's "
     "driver"
@@ -56,7 +64,9 @@ def devices() -> list[Any]:
     """
     cl = _pyopencl()
     try:
-        found = [d for platform in cl.get_platforms() for d in _devices_of(platform)]
+        with _intel_registered():
+            platforms = cl.get_platforms()
+        found = [d for platform in platforms for d in _devices_of(platform)]
     except cl.Error as error:  # no driver is registered
         raise DeviceError(f"device opencl: no driver was found ({error}); {INSTALL}") from None
     if not found:
@@ -66,6 +76,30 @@ def devices() -> list[Any]:
         newest[device.platform.name, device.type, device.vendor_id, _model(device)] = device
     gpu = cl.device_type.GPU
     return sorted(newest.values(), key=lambda d: (not d.type & gpu, d.platform.name, d.name))
+
+
+@contextlib.contextmanager
+def _intel_registered() -> Iterator[None]:
+    """Let drivers be looked for where Intel's is, too, if pip put it beside this Python.
+
+    Its package registers it under a path of another machine, and does not name its own libraries.
+    """
+    library = Path(sys.prefix, "lib", "libintelocl.so")
+    if "OCL_ICD_VENDORS" in os.environ or not library.exists():
+        yield
+        return
+    for name in INTEL_NEEDS:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(library.with_name(name)), mode=ctypes.RTLD_GLOBAL)
+    with tempfile.TemporaryDirectory() as folder:
+        for known in Path("/etc/OpenCL/vendors").glob("*.icd"):
+            shutil.copy(known, folder)
+        Path(folder, "intel.icd").write_text(f"{library}\n")
+        os.environ["OCL_ICD_VENDORS"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["OCL_ICD_VENDORS"]
 
 
 def _devices_of(platform: Any) -> list[Any]:
@@ -94,12 +128,12 @@ class OpenClDevice:
             self.context = cl.Context([self.device])
             profiling = cl.command_queue_properties.PROFILING_ENABLE
             self.queue = cl.CommandQueue(self.context, properties=profiling)
-            cl.Program(self.context, PROBE).build(list(OPTIONS))
+            self._compiled(cl.Program(self.context, PROBE), OPTIONS)
         except cl.Error as error:
             raise DeviceError(
                 f"device {name}: {self.device.platform.version} can't compile for "
                 f"{self.device.name}: {_last_line(error)}; another driver may: the packages "
-                "pocl-opencl-icd of Debian and Ubuntu, or intel-opencl-rt of PyPI"
+                "pocl-opencl-icd of Debian and Ubuntu, or `pip install 'tinyc[opencl-intel]'`"
             ) from None
         self.options = [*OPTIONS]
         if self.device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
@@ -200,18 +234,22 @@ class OpenClDevice:
             try:
                 binary = (entry / BINARY).read_bytes()
                 kept = self.cl.Program(self.context, [self.device], [binary])
-                return kept.build(self.options)
+                return self._compiled(kept, self.options)
             except (self.cl.Error, OSError):  # a driver may refuse what it wrote itself
                 disk_cache().discard(key)
         try:
-            with warnings.catch_warnings():  # drivers talk
-                warnings.simplefilter("ignore", self.cl.CompilerWarning)
-                built = self.cl.Program(self.context, program.source).build(self.options)
+            built = self._compiled(self.cl.Program(self.context, program.source), self.options)
         except self.cl.Error as error:
             raise CompileError(f"device {self.name} refuses a program:\n{error}") from None
         binary = built.get_info(self.cl.program_info.BINARIES)[0]
         disk_cache().put(key, {BINARY: binary})
         return built
+
+    def _compiled(self, program: Any, options: Sequence[str]) -> Any:
+        """Build without pyopencl's cache; what drivers say of programs that are right is noise."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self.cl.CompilerWarning)
+            return program.build(list(options), cache_dir=False)
 
     def reserve(self, arena: int, scratch: int) -> None:
         """Let arena and scratch memory have at least these many bytes; the caller has the lock."""
