@@ -97,10 +97,10 @@ class OpenClScope(CScope):
     owner: OpenClRenderer
 
     def loop(self, stmt: For, depth: int) -> list[str]:
-        """A loop; iterations that are independent are promised to be."""
+        """A loop; where iterations are independent it is asked for vectors."""
         lines = super().loop(stmt, depth)
         if stmt.kind.endswith("simd"):
-            lines[0] = f"{'  ' * depth}#pragma clang loop vectorize(assume_safety)"
+            lines[0] = f"{'  ' * depth}#pragma clang loop vectorize(enable)"
         return lines
 
     def tile_name(self, stmt: MicroKernel) -> str:
@@ -247,7 +247,7 @@ def function_text(name: str, text: KernelText, body: str) -> str:
     parameters += ["__global char *scratch_memory", "long scratch_stride", "__global long *status",
                    "long ran"]
     lines = [
-        f"__kernel void {name}({', '.join(parameters)}) {{",
+        f"__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {name}({', '.join(parameters)}) {{",
         "  const long chunk = get_global_id(0);",
         "  if (status[0]) return;",
         *(["  status[2] = ran;"] if "tc_check(" in body else []),
