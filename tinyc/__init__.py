@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tinyc.random import Generator, get_rng_state, manual_seed, set_rng_state
     from tinyc.reporting import compare, explain, profile
     from tinyc.reporting.watching import report
+    from tinyc.runtime.device import device, synchronize
     from tinyc.tensor import (
         Size,
         Tensor,
@@ -68,6 +69,7 @@ __all__ = [
     "cos",
     "data",
     "debug",
+    "device",
     "diagnostics",
     "einsum",
     "empty",
@@ -157,6 +159,7 @@ __all__ = [
     "stack",
     "std",
     "sum",
+    "synchronize",
     "tanh",
     "transpose",
     "tril",
@@ -193,6 +196,7 @@ _HOMES = {
     "random": ("Generator", "get_rng_state", "manual_seed", "set_rng_state"),
     "reporting": ("compare", "explain", "profile"),
     "reporting.watching": ("report",),
+    "runtime.device": ("device", "synchronize"),
     "tensor": (
         *("Size", "Tensor", "enable_grad", "from_dlpack", "from_numpy", "grad"),
         *("is_grad_enabled", "maximum", "minimum", "no_grad", "set_grad_enabled"),

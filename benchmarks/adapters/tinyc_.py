@@ -13,7 +13,7 @@ import workloads
 
 from adapters.case import Case, as_tuple, repeat_add, training_case
 
-MODES = ["jit", "unfused", "tuned"]
+MODES = ["jit", "unfused", "tuned", "opencl"]
 tinyc: Any = None
 F: Any = None
 
@@ -27,6 +27,8 @@ def init(mode: str, threads: int) -> None:
 
     tinyc, F = module, functional
     tinyc.configure(threads=threads, fuse=mode != "unfused", tune=mode == "tuned")
+    if mode == "opencl":
+        tinyc.device(mode)
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -41,6 +43,7 @@ def operation(function: Callable, args: list) -> Case:
     def run(n: int) -> Any:
         for _ in range(n):
             y = jitted(*args)
+        tinyc.synchronize()
         return y
 
     return Case(run, lambda: [t.numpy() for t in as_tuple(run(1))])
@@ -141,7 +144,8 @@ def train(w: dict) -> Case:
         update.step()
         return loss
 
-    return training_case(lambda i: step(xs[i % 4], ys[i % 4]), lambda loss: loss.item())
+    case = training_case(lambda i: step(xs[i % 4], ys[i % 4]), lambda loss: loss.item())
+    return Case(lambda n: (case.run(n), tinyc.synchronize()), step=case.step)
 
 
 class Decoder:

@@ -181,8 +181,10 @@ class Replay:
     def _call(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """Run the program once and return its values."""
         native = self.native
-        if native is None or is_watched():
+        if is_watched() or not isinstance(self.executable, NativeExecutable):
             return self._call_watched(buffers)
+        if native is None:
+            return self._call_on_buffers(buffers)
         pointers = self.pointers
         values = []
         with native.device.lock:
@@ -205,12 +207,25 @@ class Replay:
                 self.pointers[first + number] = self.kept[number].ptr
         self.taken.clear()
 
-    def _call_watched(self, buffers: Sequence[Buffer]) -> list[Buffer]:
-        """Run by way of the executable, which reports and checks."""
+    def _given(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """Return the buffers of the graph's leaves."""
         given = list(self._buffers)
         for position, number in self.inputs:
             given[position] = buffers[number]
-        fresh = [buffer for buffer in self.executable.run(given) if buffer is not None]
+        return given
+
+    def _call_on_buffers(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """Run the program where memory is more than an address."""
+        fresh = self._fresh[: self.values]
+        values = [get_device(device).alloc(dtype, shape) for shape, dtype, device in fresh]
+        if self.taken:
+            self._renew(len(self._buffers) + self.values)
+        self.executable.native.run([*self._given(buffers), *values, *self.kept])
+        return values
+
+    def _call_watched(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """Run by way of the executable, which reports and checks."""
+        fresh = [b for b in self.executable.run(self._given(buffers)) if b is not None]
         if self.taken:
             self._renew(len(self._buffers) + self.values)
         for kept, buffer in zip(self.kept, fresh[self.values :]):

@@ -247,7 +247,8 @@ def function_text(name: str, text: KernelText, body: str) -> str:
     parameters += ["__global char *scratch_memory", "long scratch_stride", "__global long *status",
                    "long ran"]
     lines = [
-        f"__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {name}({', '.join(parameters)}) {{",
+        "__kernel __attribute__((reqd_work_group_size(1, 1, 1)))",
+        f"void {name}({', '.join(parameters)}) {{",
         "  const long chunk = get_global_id(0);",
         "  if (status[0]) return;",
         *(["  status[2] = ran;"] if "tc_check(" in body else []),

@@ -84,6 +84,19 @@ class DeviceError(TinycError, ValueError):
     """A device that this build of tinyc does not have."""
 
 
+def device(name: str) -> config.configure:
+    """Compute on a device from now on, or in a block: ``with tinyc.device("opencl"): ...``.
+
+    ValueError for a name that is none; DeviceError, later, where the device is not there.
+    """
+    return config.configure(device=name)
+
+
+def synchronize(name: str | None = None) -> None:
+    """Wait until a device, the default one if none is named, has finished what was started."""
+    get_device(name or default_device()).synchronize()
+
+
 def default_device() -> str:
     """Return the device that new tensors get.
 

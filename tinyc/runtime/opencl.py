@@ -39,6 +39,8 @@ STATUS = 3
 # Contractions of products and sums are wanted, laxer arithmetic is not.
 OPTIONS = ("-cl-std=CL1.2",)
 CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
+# The slot of scratch memory, beside opencl.ARENA.
+SCRATCH = -2
 # A device is only of use if it compiles this.
 PROBE = "__kernel void probe(__global float *x) { x[get_global_id(0)] *= 2.0f; }"
 # Libraries that Intel's driver needs and does not find.
@@ -126,8 +128,10 @@ class OpenClDevice:
         self.device = self._choose(name)
         try:
             self.context = cl.Context([self.device])
+            self.queue = cl.CommandQueue(self.context)
+            # Times of kernels are only taken on a queue that is made for it.
             profiling = cl.command_queue_properties.PROFILING_ENABLE
-            self.queue = cl.CommandQueue(self.context, properties=profiling)
+            self.timed = cl.CommandQueue(self.context, properties=profiling)
             self._compiled(cl.Program(self.context, PROBE), OPTIONS)
         except cl.Error as error:
             raise DeviceError(
@@ -143,6 +147,7 @@ class OpenClDevice:
         self.arena: Any = None
         self.scratch: Any = None
         self.status = self._taken(8 * STATUS, "the status of a program")
+        self.clear_status()
 
     def _choose(self, name: str) -> Any:
         found = devices()
@@ -221,10 +226,7 @@ class OpenClDevice:
 
     def load(self, program: Program, library: Path | None = None) -> OpenClExecutable:
         """Return what runs a program, compiled now unless the cache has its binary."""
-        built = self._built(program)
-        kernels = {launch.function for launch in program.launches}
-        functions = {name: self.cl.Kernel(built, name) for name in kernels}
-        return OpenClExecutable(self, program, functions)
+        return OpenClExecutable(self, program, self._built(program))
 
     def _built(self, program: Program) -> Any:
         driver = f"{self.device.platform.version} {self.device.driver_version} {self.device.name}"
@@ -251,6 +253,10 @@ class OpenClDevice:
             warnings.simplefilter("ignore", self.cl.CompilerWarning)
             return program.build(list(options), cache_dir=False)
 
+    def clear_status(self) -> None:
+        """Forget a bad index."""
+        self.cl.enqueue_copy(self.queue, self.status, np.zeros(STATUS, np.int64))
+
     def reserve(self, arena: int, scratch: int) -> None:
         """Let arena and scratch memory have at least these many bytes; the caller has the lock."""
         if arena and (self.arena is None or self.arena.size < arena):
@@ -268,16 +274,29 @@ class OpenClExecutable:
 
     library: Path | None = None
 
-    def __init__(self, device: OpenClDevice, program: Program, functions: dict[str, Any]) -> None:
+    def __init__(self, device: OpenClDevice, program: Program, built: Any) -> None:
         self.device = device
         self.program = program
         # Kernel objects keep their arguments: one for each launch.
-        cl = device.cl
-        self._kernels = [
-            cl.Kernel(functions[launch.function].program, launch.function)
-            for launch in program.launches
-        ]
-        self._set: list[list[Any]] = [[] for _ in program.launches]
+        self._kernels = [device.cl.Kernel(built, launch.function) for launch in program.launches]
+        # By slot, those of the arena and of scratch memory included: what was set, and where.
+        self._known: dict[int, Any] = {}
+        self._places: dict[int, list[tuple[Any, int]]] = {}
+        for kernel, launch in zip(self._kernels, program.launches):
+            self._prepare(kernel, launch)
+        self._chunks = max((launch.items for launch in program.launches), default=1)
+
+    def _prepare(self, kernel: Any, launch: Launch) -> None:
+        """Set the arguments that never change, and note where the others go."""
+        place = 0
+        for slot, first in launch.arguments:
+            self._places.setdefault(slot, []).append((kernel, place))
+            kernel.set_arg(place + 1, np.int64(first))
+            place += 2
+        self._places.setdefault(SCRATCH, []).append((kernel, place))
+        kernel.set_arg(place + 1, np.int64(self.program.scratch_size))
+        kernel.set_arg(place + 2, self.device.status)
+        kernel.set_arg(place + 3, np.int64(launch.ran))
 
     def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
         """Run on one buffer for each leaf, then one for each fresh output.
@@ -287,51 +306,51 @@ class OpenClExecutable:
         """
         device, cl = self.device, self.device.cl
         with device.lock:
-            chunks = max((launch.items for launch in self.program.launches), default=1)
-            device.reserve(self.program.arena_size, chunks * self.program.scratch_size)
-            cl.enqueue_fill_buffer(device.queue, device.status, np.int64(0), 0, 8 * STATUS)
-            events = []
+            device.reserve(self.program.arena_size, self._chunks * self.program.scratch_size)
             try:
-                for number, launch in enumerate(self.program.launches):
-                    self._arguments(number, launch, buffers)
-                    kernel = self._kernels[number]
-                    events.append(
-                        cl.enqueue_nd_range_kernel(device.queue, kernel, (launch.items,), (1,))
-                    )
+                self._set_memory(buffers)
+                if times is None:
+                    self._start(device.queue)
+                else:
+                    device.queue.finish()
+                    self._time(self._start(device.timed), times)
+                if self.program.sites:
+                    self._check(buffers)
             except cl.Error as error:
-                raise CompileError(f"device {device.name} refuses a kernel: {error}") from None
-            if times is not None:
-                self._timed(events, times)
-            if self.program.sites:
-                self._check(buffers)
+                raise CompileError(f"device {device.name} fails to run: {error}") from None
 
-    def _arguments(self, number: int, launch: Launch, buffers: Sequence[Buffer]) -> None:
-        """Set the arguments of a launch that are others than the last time."""
-        device = self.device
-        wanted: list[Any] = []
-        for slot, first in launch.arguments:
-            wanted += [device.arena if slot < 0 else buffers[slot].handle, np.int64(first)]  # type: ignore[attr-defined]
-        wanted += [device.scratch, np.int64(self.program.scratch_size), device.status]
-        wanted.append(np.int64(launch.ran))
-        kernel, known = self._kernels[number], self._set[number]
-        if not known:
-            kernel.set_args(*wanted)
-        else:
-            for place, (old, new) in enumerate(zip(known, wanted)):
-                if old is not new and old != new:
-                    kernel.set_arg(place, new)
-        self._set[number] = wanted
+    def _set_memory(self, buffers: Sequence[Buffer]) -> None:
+        """Set the memory objects that are others than at the last run."""
+        known = self._known
+        for slot, places in self._places.items():
+            if slot >= 0:
+                memory = buffers[slot].handle  # type: ignore[attr-defined]
+            else:
+                memory = self.device.scratch if slot == SCRATCH else self.device.arena
+            if known.get(slot) is not memory:
+                known[slot] = memory
+                for kernel, place in places:
+                    kernel.set_arg(place, memory)
 
-    def _timed(self, events: Sequence[Any], times: np.ndarray) -> None:
+    def _start(self, queue: Any) -> list[Any]:
+        start = self.device.cl.enqueue_nd_range_kernel
+        return [
+            start(queue, kernel, (launch.items,), (1,))
+            for kernel, launch in zip(self._kernels, self.program.launches)
+        ]
+
+    def _time(self, events: Sequence[Any], times: np.ndarray) -> None:
         """Fill in when the first kernel started and when each ended."""
-        events[-1].wait()
+        self.device.timed.finish()
         times[0] = events[0].profile.start
         for launch, event in zip(self.program.launches, events, strict=True):
             times[launch.kernel + 1] = event.profile.end
 
     def _check(self, buffers: Sequence[Buffer]) -> None:
+        """Wait, and raise the error of an index that was out of range."""
         status = np.empty(STATUS, np.int64)
         self.device.cl.enqueue_copy(self.device.queue, status, self.device.status)
         if status[0]:
+            self.device.clear_status()
             site, value, ran = map(int, status)
             raise self.program.bounds_error(site, value, ran, [b.ptr for b in buffers])
