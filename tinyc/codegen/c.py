@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.owners import Owners
@@ -116,6 +117,8 @@ class CRenderer(Renderer):
 class CScope(Scope):
     """Names of one kernel in C."""
 
+    TABLE: ClassVar[str] = "static const long"
+
     def tile_lines(self) -> list[str]:
         return [f"  {TYPES[s.dtype.name]} {name}[{s.size}] __attribute__((aligned(64)));"
                 for s, name in self.locals.items() if s.role == "tile"]
@@ -195,7 +198,7 @@ class CScope(Scope):
                     f"{pad}long {name}[{count}];",
                     f"{pad}for (long r = 0; r < {count}; r++) {name}[r] = {step} * r;"]
             table = ", ".join(str(step * r) for r in range(count))
-            return pointer, name, [f"{pad}static const long {name}[] = {{ {table} }};"]
+            return pointer, name, [f"{pad}{self.TABLE} {name}[] = {{ {table} }};"]
         v = self.var(var)
         self.owner.helpers["min"] = None
         return pointer, name, [

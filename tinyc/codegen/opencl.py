@@ -96,16 +96,16 @@ class OpenClScope(CScope):
 
     owner: OpenClRenderer
 
-    def loop(self, stmt: For, depth: int) -> list[str]:
-        """A loop; where iterations are independent it is asked for vectors."""
-        lines = super().loop(stmt, depth)
-        if stmt.kind.endswith("simd"):
-            lines[0] = f"{'  ' * depth}#pragma clang loop vectorize(enable)"
-        return lines
+    TABLE = "const long"
+
+    def hints(self, stmt: For) -> list[str]:
+        """Where iterations are independent, vectors are asked for."""
+        wanted = stmt.kind.endswith("simd")
+        return ["#pragma clang loop vectorize(enable)"] if wanted else []
 
     def tile_name(self, stmt: MicroKernel) -> str:
         """The name of the register tile for the operands' memory, which the program then has."""
-        spaces = space(stmt.a.storage), space(stmt.b.storage)
+        spaces = tuple(space(s) for s in (stmt.a.storage, stmt.b.storage, stmt.tile))
         name = f"{super().tile_name(stmt)}_{initials(spaces)}"
         self.owner.shared[name] = tile_function(name, stmt, spaces)
         return name
@@ -123,22 +123,22 @@ def space(storage: Storage) -> str:
     return "__global" if storage.role in ("slot", "arena", "scratch") else "__private"
 
 
-def initials(spaces: tuple[str, str]) -> str:
-    """Two letters that tell address spaces apart."""
+def initials(spaces: tuple[str, ...]) -> str:
+    """Letters that tell address spaces apart."""
     return "".join(s.strip("_")[0] for s in spaces)
 
 
-def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, str]) -> str:
+def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
     """The register tile: height x (width / lanes) accumulators of `lanes` numbers each."""
     t, lanes = TYPES[stmt.tile.dtype.name], stmt.lanes
     v, load, store = f"{t}{lanes}", f"vload{lanes}(0, ", f"vstore{lanes}("
     rows, cols = range(stmt.height), range(stmt.width // lanes)
-    sums = [(f"c{i}_{j}", i * stmt.width + j * lanes) for i in rows for j in cols]
+    sums = [(f"c{i}_{j}", f"tile + {i} * apart + {j * lanes}") for i in rows for j in cols]
     lines = [
         f"static void {name}(",
         "    long n2, long n1, long n0, long s2, long s1, long s0,",
         f"    {spaces[0]} const {t} *a, const long *row, {spaces[1]} const {t} *b, long step,",
-        f"    {t} *tile, long more) {{",
+        f"    {spaces[2]} {t} *tile, long apart, long more) {{",
         f"  {v} " + ", ".join(f"{c} = ({v})(0)" for c, _ in sums) + ";",
         f"  {spaces[0]} const {t} " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         "  for (long k2 = 0; k2 < n2; k2++)",
@@ -151,9 +151,9 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, str]) -> str:
         "      }",
         "    }",
         "  if (more) {",
-        *(f"    {c} += {load}tile + {at});" for c, at in sums),
+        *(f"    {c} += {load}{at});" for c, at in sums),
         "  }",
-        *(f"  {store}{c}, 0, tile + {at});" for c, at in sums),
+        *(f"  {store}{c}, 0, {at});" for c, at in sums),
         "}",
     ]
     return "\n".join(lines)
