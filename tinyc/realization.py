@@ -454,13 +454,17 @@ def array_of(handle: Handle) -> np.ndarray:
     slot = root._slot
     if slot is None:
         slot = _memory_of(stored_leaf(root._node))  # type: ignore[arg-type]
+    return _part_of(handle, slot.buffer.array, slot.buffer.dtype)
+
+
+def _part_of(handle: Handle, array: np.ndarray, dtype: DType) -> np.ndarray:
+    """Return the part of its root's array that a view stands for."""
     views = []
     while handle._parent is not None:
         views.append(handle)
         handle = handle._parent
-    array = slot.buffer.array
     for view in reversed(views):
-        array = _viewed(array, slot.buffer.dtype, *view._step)  # type: ignore[misc]
+        array = _viewed(array, dtype, *view._step)  # type: ignore[misc]
     return array
 
 
@@ -495,4 +499,8 @@ def overwrite(handle: Handle, array: np.ndarray, origin: Origin) -> None:
             run(late)
         slot.written = origin
         slot.overwritten()
-        array_of(handle)[...] = array
+        device, whole = get_device(slot.buffer.device), slot.buffer.array
+        seen = whole if whole.flags.writeable else whole.copy()
+        _part_of(handle, seen, slot.buffer.dtype)[...] = array
+        if seen is not whole:
+            device.copy_in(slot.buffer, seen)

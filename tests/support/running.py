@@ -15,7 +15,6 @@ from tinyc.ir.node import Node, canonical_key
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Plan
 from tinyc.ir.program import CPU, Program
-from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import get_device
 from tinyc.schedule.refusals import RULES
 
@@ -42,27 +41,34 @@ def root_uid(out: Node) -> int:
 
 
 class Compiled:
-    """A graph compiled for this machine, past all caches of programs.
+    """A graph compiled for a device of this machine, past all caches of programs.
 
     With `split` even small loops are divided into chunks; `caches` are other sizes than a CPU's.
     """
 
-    def __init__(self, outputs: Sequence[Node], fuse: bool = True, split: bool = False,
-                 **caches: int) -> None:
+    def __init__(
+        self,
+        outputs: Sequence[Node],
+        fuse: bool = True,
+        split: bool = False,
+        device: str = "cpu",
+        **caches: int,
+    ) -> None:
         self.outputs = tuple(outputs)
         self.leaves = canonical_key(outputs)[1]
-        target = replace(compiler.host_target(), **caches)
+        self.device = get_device(device)
+        target = replace(compiler.target_of(device), **caches)
         target = replace(target, serial_work=SPLITTING.serial_work) if split else target
         with config.configure(fuse=fuse):
             self.program, _ = pipeline.build_program(self.outputs, self.leaves, target)
-        loaded = get_device("cpu").load(self.program)
+        loaded = self.device.load(self.program)
         self.executable = compiler.NativeExecutable(
-            self.program, loaded, "cpu", self.outputs, self.leaves)
+            self.program, loaded, device, self.outputs, self.leaves)
 
     def __call__(self, memory: Mapping[int, np.ndarray], threads: int = 1) -> list[np.ndarray]:
         """What it computes; for a state, the buffer as it is afterwards."""
         uids = [leaf.attrs[0] for leaf in self.leaves]
-        held = {uid: Buffer.from_numpy(memory[uid], "cpu") for uid in uids}
+        held = {uid: self.device.upload(memory[uid]) for uid in uids}
         with config.configure(threads=threads):
             results = self.executable.run([held[uid] for uid in uids])
         return [np.array(held[root_uid(out)].array if r is None else r.array)

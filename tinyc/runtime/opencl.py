@@ -239,6 +239,7 @@ class OpenClDevice:
                 return self._compiled(kept, self.options)
             except (self.cl.Error, OSError):  # a driver may refuse what it wrote itself
                 disk_cache().discard(key)
+        disk_cache().stats.compiles += 1
         try:
             built = self._compiled(self.cl.Program(self.context, program.source), self.options)
         except self.cl.Error as error:
