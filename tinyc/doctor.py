@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import platform
 import sys
@@ -176,15 +175,35 @@ def devices() -> list[Finding]:
         found.append(Finding(section, "cpu", "good", "generated C on a pool of threads"))
     except CompileError:
         found.append(Finding(section, "cpu", "bad", "needs a C compiler", pip_install("ziglang")))
-    for name, package, extra in (("opencl", "pyopencl", "opencl"), ("cuda", "pycuda", "cuda")):
-        if importlib.util.find_spec(f"tinyc.runtime.{name}") is None:
-            found.append(Finding(section, name, "absent", "not part of this version"))
-            continue
-        version = version_of(package)
-        fix = "" if version else pip_install(f"tinyc[{extra}]")
-        text = f"{package} {version}" if version else f"{package} is not installed"
-        found.append(Finding(section, name, "good" if version else "absent", text, fix))
+    found += opencl_devices()
+    found.append(Finding(section, "cuda", "absent", "not part of this version"))
     return [*found, Finding(section, "in use", "good", default_device())]
+
+
+def opencl_devices() -> list[Finding]:
+    """Return the OpenCL devices with their numbers, or what would bring one."""
+    from tinyc.runtime.device import DeviceError
+
+    section, package = "devices", "pyopencl"
+    if version_of(package) is None:
+        fix = pip_install("tinyc[opencl]")
+        return [Finding(section, "opencl", "absent", f"{package} is not installed", fix)]
+    try:
+        from tinyc.runtime.opencl import OpenClDevice, devices
+
+        number = len(devices())
+    except DeviceError as error:
+        return [Finding(section, "opencl", "bad", str(error))]
+    found = []
+    for place in range(number):
+        name = f"opencl:{place}" if place else "opencl"
+        try:
+            device = OpenClDevice(name).device
+            text = f"{device.name}, {device.platform.version}"
+            found.append(Finding(section, name, "good", text))
+        except DeviceError as error:
+            found.append(Finding(section, name, "bad", str(error)))
+    return found
 
 
 def cache() -> list[Finding]:

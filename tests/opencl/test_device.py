@@ -170,7 +170,7 @@ class FakeDriver:
 
     Error = FakeError
 
-    class device_type:  # noqa: N801  (pyopencl's name)
+    class device_type:
         GPU = 4
 
     def __init__(self, *platforms) -> None:
