@@ -13,7 +13,7 @@ from tinyc.codegen import mathfn
 from tinyc.codegen.c import STAGE_NAME, CScope, Source, helper, line_members, overwrites
 from tinyc.codegen.rebase import Bases, rebase
 from tinyc.codegen.render import TYPES, KernelText, Renderer
-from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Storage
+from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Prefetch, Storage
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
 
@@ -69,7 +69,7 @@ OWN = {
     "bits_f64": _reinterpreted("ulong", "f64", "unsigned long"),
     "two_over_pi": mathfn.HELPERS["two_over_pi"][0].replace("static const", "__constant"),
     **{f"tc_{op.value}_f64": _library(op, 2 if op is Op.POW else 1)
-       for op in (Op.EXP, Op.LOG, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
+       for op in (Op.SIN, Op.COS, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
 }
 
 
@@ -102,6 +102,10 @@ class OpenClScope(CScope):
         """Where iterations are independent, vectors are asked for."""
         wanted = stmt.kind.endswith("simd")
         return ["#pragma clang loop vectorize(enable)"] if wanted else []
+
+    def prefetch(self, stmt: Prefetch) -> str:
+        """A hint that the language has."""
+        return f"prefetch({self.storage(stmt.load.storage)} + {self.index(stmt.load.index)}, 1);"
 
     def tile_name(self, stmt: MicroKernel) -> str:
         """The name of the register tile for the operands' memory, which the program then has."""

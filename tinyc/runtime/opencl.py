@@ -15,6 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,10 +159,13 @@ class OpenClDevice:
         return found[number]
 
     def machine(self) -> Target:
-        """Return what schedules need to know: the CPU's recipes, with this device's vectors."""
+        """Return what schedules need to know: the CPU's recipes, with this device's vectors.
+
+        OpenCL has no stores that go past the caches, so its last one is as large as can be.
+        """
         lanes = min(16, max(4, self.device.native_vector_width_float))
         rows = CPU.tile_rows * (2 if lanes == 16 else 1)
-        return Target(**{**vars(CPU), "lanes": lanes, "tile_rows": rows, "language": "opencl"})
+        return replace(CPU, lanes=lanes, tile_rows=rows, l3=1 << 62, language="opencl")
 
     # -- memory ----------------------------------------------------------------------------------
 
