@@ -146,21 +146,27 @@ class CScope(Scope):
     def micro_kernel(self, stmt: MicroKernel, pad: str) -> list[str]:
         """Offsets of the rows, then a call of the shared register tile."""
         levels = merged_levels(stmt)
+        before: list[str] = []
+        ends = [str(n) for n, _ in levels]
+        if stmt.limit is not None:
+            whole = levels[0][0] // stmt.depth[0].extent
+            ends[0] = self.index(stmt.limit * whole, before, pad)
         zero = dict.fromkeys(stmt.depth, 0)
         base = stmt.a.index.substitute(zero)
         a, offsets, lines = self.offsets(stmt.a.storage, stmt.height, stmt.row, stmt.first, base,
                                          pad)
         outer, inner = levels[:-3], levels[-3:]
+        sizes = ", ".join(["1"] * (3 - len(inner)) + ends[-3:])
         inner = [(1, 0)] * (3 - len(inner)) + inner
-        sizes = ", ".join(str(n) for n, _ in inner)
         steps = ", ".join(str(s) for _, s in inner)
         b = self.storage(stmt.b.storage)
         call = (f"{self.tile_name(stmt)}({sizes}, {steps}, "
                 f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
                 f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {stmt.apart}, {{more}});")
         if not outer:
-            return [*lines, pad + call.format(at="", bt="", more=self.index(stmt.more))]
-        return [*lines, *self.outer_levels(call, outer, inner, stmt.b_stride, pad)]
+            return [*before, *lines, pad + call.format(at="", bt="", more=self.index(stmt.more))]
+        loops = self.outer_levels(call, outer, inner, ends, stmt.b_stride, pad)
+        return [*before, *lines, *loops]
 
     def tile_name(self, stmt: MicroKernel) -> str:
         """The name of the register tile, which the program then has."""
@@ -210,7 +216,7 @@ class CScope(Scope):
         ]
 
     def outer_levels(self, call: str, outer: list[tuple[int, int]], inner: list[tuple[int, int]],
-                     b_stride: int, pad: str) -> list[str]:
+                     ends: list[str], b_stride: int, pad: str) -> list[str]:
         """Loops around the register tile for a depth that has more than three levels."""
         below = b_stride
         for n, _ in inner:
@@ -220,8 +226,8 @@ class CScope(Scope):
         for name, (n, _) in zip(names, outer):
             count = f"(({count}) * {n} + {name})"
         at = " + " + " + ".join(f"{s} * {name}" for name, (_, s) in zip(names, outer))
-        loops = " ".join(f"for (long {name} = 0; {name} < {n}; {name}++)"
-                         for name, (n, _) in zip(names, outer))
+        loops = " ".join(f"for (long {name} = 0; {name} < {end}; {name}++)"
+                         for name, end in zip(names, ends))
         return [f"{pad}{loops}", pad + "  " + call.format(at=at, bt=f" + {below} * {count}",
                                                          more=f"{count} > 0")]
 

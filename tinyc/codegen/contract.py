@@ -115,13 +115,17 @@ def tiles(place: Place, c: Contraction, around: tuple[Var, ...], depth: tuple[Va
     tile = Storage(f"tile_{suffix}", group * shape.rows * shape.width, c.tile.dtype, "tile")
     kernel = MicroKernel(
         tile, Affine.of(inside) * (shape.rows * shape.width), shape.rows, shape.width, shape.lanes,
-        row, first, depth, replace(c.a, index=a_index), b, b_stride, shape.width, c.note)
+        row, first, depth, replace(c.a, index=a_index), b, b_stride, shape.width, c.note,
+        limit=c.limits.get(depth[0]) if depth else None)
+    grid.inner = ended(grid.inner[0], c.limit(c.cols), shape.width), ended(
+        grid.inner[1], c.limit(c.rows), shape.rows * group)
     found = in_place_tile(c, shape)
     if found is not None:
         return grid.loops(pack, (stored_at_once(kernel, c, *found, panel * shape.width),))
     each: Stmt = kernel
     if group > 1:
-        limit = -(-m // shape.rows) - block * group
+        rows = c.limit(c.rows) or Affine.const_of(m)
+        limit = (rows + shape.rows - 1) // shape.rows - block * group
         each = For(inside, (kernel,), "serial", limit)
     if not turns(c, shape, m):
         return grid.loops(pack, (each, *epilogue(c, tile, shape, panel, block, group)))
@@ -136,6 +140,11 @@ def stored_at_once(kernel: MicroKernel, c: Contraction, store: Store, apart: int
     corner = store.index.substitute(dict.fromkeys((*c.rows, *c.cols), Affine.const_of(0)))
     return replace(kernel, tile=store.storage, at=corner + kernel.first * apart + column,
                    apart=apart, more=Affine.const_of(0 if store.accumulate is None else 1))
+
+
+def ended(loop: For, limit: Affine | None, size: int) -> For:
+    """A loop over parts of a size that ends with the part in which the limit is."""
+    return loop if limit is None else replace(loop, limit=(limit + size - 1) // size)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a kernel executes: arithmetic, bytes and members, counted on its loop IR."""
 from __future__ import annotations
 
-from tinyc.codegen.work import mean_range, work
+from tinyc.codegen.work import mean_depth, mean_range, work
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -77,7 +77,7 @@ class Counter:
             self.touch(stmt.storage, stmt.index, self.written)
         elif isinstance(stmt, MicroKernel):
             depth = elements(stmt.depth)
-            self.flops += 2 * times * stmt.height * stmt.width * depth
+            self.flops += round(2 * times * stmt.height * stmt.width * mean_depth(stmt))
             self.touch(stmt.a.storage, stmt.a.index, self.read)
             self.touch(stmt.b.storage, stmt.b.index, self.read, depth * stmt.b_stride)
             self.touch(stmt.tile, stmt.at, self.written, stmt.height * stmt.apart)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -177,9 +178,15 @@ class Worker:
             chunks = self.kernel.chunks
             start, stop = self.chunk * n // chunks, (self.chunk + 1) * n // chunks
         elif loop.limit is not None:
-            stop = min(n, loop.limit.evaluate(self.variables))
+            stop = min(n, self.limit(loop.limit))
         backwards = loop.kind.endswith("simd")
         return reversed(range(start, stop)) if backwards else range(start, stop)
+
+    def limit(self, index: Affine) -> int:
+        """Where a loop ends."""
+        for expr in index.data():
+            self.value(expr)
+        return index.evaluate(self.variables)
 
     def store(self, stmt: Store) -> None:
         value = self.value(stmt.value)
@@ -217,29 +224,32 @@ class Worker:
     def contraction(self, stmt: Contraction) -> None:
         """tile[0] = sum of a * b, then the body, at each point of rows and columns."""
         dtype = stmt.tile.dtype.np
-        for _ in self.points((*stmt.rows, *stmt.cols)):
+        limits = {v: self.limit(i) for v, i in stmt.limits.items()}
+        for _ in self.points((*stmt.rows, *stmt.cols), limits):
             total = np.zeros((), dtype)
-            for _ in self.points(stmt.depth):
+            for _ in self.points(stmt.depth, limits):
                 total = total + self.value(stmt.a) * self.value(stmt.b)
             self.array(stmt.tile)[0] = total
             self.block(stmt.body)
 
-    def points(self, variables: tuple[Var, ...]) -> Iterable[tuple[int, ...]]:
+    def points(self, variables: tuple[Var, ...],
+               limits: Mapping[Var, int] = MappingProxyType({})) -> Iterable[tuple[int, ...]]:
         """Every value of some variables, the last one fastest; they have it meanwhile."""
-        for point in product(*(range(v.extent) for v in variables)):
+        for point in product(*(range(limits.get(v, v.extent)) for v in variables)):
             self.variables.update(zip(variables, point))
             yield point
 
     def micro_kernel(self, stmt: MicroKernel) -> None:
         at = stmt.at.evaluate(self.variables)
-        columns = self.panel(stmt).astype(np.float64)
+        limits = {} if stmt.limit is None else {stmt.depth[0]: self.limit(stmt.limit)}
+        columns = self.panel(stmt, limits).astype(np.float64)
         first = stmt.first.evaluate(self.variables)
         tile = self.array(stmt.tile)
         more = stmt.more.evaluate(self.variables)
         for i in range(stmt.height):
             self.require(stmt.tile, at, at + stmt.width)
             self.variables[stmt.row] = min(first + i, stmt.row.extent - 1)
-            row = [self.value(stmt.a) for _ in self.points(stmt.depth)]
+            row = [self.value(stmt.a) for _ in self.points(stmt.depth, limits)]
             old = tile[at:at + stmt.width]
             total = (np.array(row, np.float64) @ columns + (old if more else 0)).astype(tile.dtype)
             for j in range(stmt.width if self.watchers and stmt.tile.role != "tile" else 0):
@@ -247,11 +257,11 @@ class Worker:
             tile[at:at + stmt.width] = total
             at += stmt.apart
 
-    def panel(self, stmt: MicroKernel) -> np.ndarray:
+    def panel(self, stmt: MicroKernel, limits: Mapping[Var, int]) -> np.ndarray:
         """The rows of the column operand, one for each point of the depth."""
         rows = []
         start = stmt.b.index.evaluate(self.variables)
-        for _ in self.points(stmt.depth):
+        for _ in self.points(stmt.depth, limits):
             self.require(stmt.b.storage, start, start + stmt.width)
             rows.append(self.array(stmt.b.storage)[start:start + stmt.width])
             start += stmt.b_stride

@@ -115,7 +115,8 @@ def lower_tree(low: Lowering, tree: Tree, around: tuple[Loop, ...], root: bool) 
     for child in tree.body:
         body.extend(lower_tree(low, child, (*around, tree), root=False))
     kind = "chunk" if root and low.chunk.extent > 1 else "serial"
-    return [*before, For(tree.var, tuple(body), kind), *after]
+    limit = None if tree.limit is None else concrete_index(tree.limit, {})
+    return [*before, For(tree.var, tuple(body), kind, limit), *after]
 
 
 def begins_here(low: Lowering, stage: Stage, loop: Loop, around: tuple[Loop, ...]) -> bool:
@@ -334,8 +335,9 @@ def contraction(low: Lowering, leaf: Leaf) -> Contraction:
         body.extend(epilogue(low, leaf, e, tile))
     a, b = concrete(first, names), concrete(second, names)
     assert isinstance(a, Load) and isinstance(b, Load)
+    limits = {v: concrete_index(limit, names) for v, limit in stage.limits.items()}
     return Contraction(shown(rows), shown(cols), shown(depth), a, b, tile, tuple(body),
-                       note_of(stage))
+                       note_of(stage), limits)
 
 
 def shown(variables: list[Var]) -> tuple[Var, ...]:

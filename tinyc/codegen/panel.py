@@ -152,8 +152,9 @@ def unravel_over(flat: Var, variables: tuple[Var, ...]) -> tuple[Affine, ...]:
 
 
 def depth_order(c: Contraction) -> tuple[Var, ...]:
-    """Contracted variables, the one with which the row operand moves most first."""
-    return tuple(sorted(c.depth, key=lambda v: -abs(c.a.index.coeff(v))))
+    """Contracted variables, the one with which the row operand moves most first; that with a limit
+    before all."""
+    return tuple(sorted(c.depth, key=lambda v: (v not in c.limits, -abs(c.a.index.coeff(v)))))
 
 
 def column_panel(place: Place, c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...],
@@ -192,7 +193,8 @@ def in_place_tile(c: Contraction, shape: Tile) -> tuple[Store, int] | None:
     plain = isinstance(value, Load) and value.storage is c.tile and where.dtype is c.tile.dtype
     if not plain or where.role == "register" or any(True for _ in store.index.data()):
         return None
-    if elements(c.rows) % shape.rows or elements(c.cols) % shape.width:
+    if not (whole_parts(c.limit(c.rows), elements(c.rows), shape.rows)
+            and whole_parts(c.limit(c.cols), elements(c.cols), shape.width)):
         return None
     apart = store.index.coeff(c.rows[-1]) if c.rows else 0
     linear = all(store.index.is_linear_in(v) for v in (*c.rows, *c.cols))
@@ -293,11 +295,25 @@ def epilogue(c: Contraction, tile: Storage, shape: Tile, panel: Affine, block: A
     at = start + (Affine.of(j) * across + Affine.of(i) if across
                   else Affine.of(i) * shape.width + Affine.of(j))
     body = tuple(in_tile(substitute_stmt(s, names), c.tile, tile, at) for s in c.body)
-    row_limit = None if m % height == 0 else m - block * height
-    column_limit = None if n % j.extent == 0 else n - panel * shape.width
+    row_limit = left(c.limit(c.rows), m, height, block)
+    column_limit = left(c.limit(c.cols), n, j.extent, panel)
     if runs_along_rows(c):
         return [For(j, (For(i, body, "serial", row_limit),), "serial", column_limit)]
     return [For(i, (For(j, body, "serial", column_limit),), "serial", row_limit)]
+
+
+def left(limit: Affine | None, count: int, size: int, part: Affine) -> Affine | None:
+    """How much of `count`, or of a limit, is left for one of the parts of a size, if all parts
+    that run need not be whole."""
+    if whole_parts(limit, count, size):
+        return None
+    return (Affine.const_of(count) if limit is None else limit) - part * size
+
+
+def whole_parts(limit: Affine | None, count: int, size: int) -> bool:
+    """True if `count`, or a limit, is a multiple of a size."""
+    whole = Affine.const_of(count) if limit is None else limit
+    return whole.const % size == 0 and all(c % size == 0 for _, c in whole.terms)
 
 
 def in_tile(stmt: Stmt, old: Storage, tile: Storage, at: Affine) -> Stmt:

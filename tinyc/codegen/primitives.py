@@ -52,6 +52,8 @@ def accesses(body: tuple[Stmt, ...]) -> Iterator[Affine]:
                 yield from indices(e)
         elif isinstance(stmt, MicroKernel):
             yield from (stmt.at, stmt.first, stmt.a.index, stmt.b.index, stmt.more)
+            if stmt.limit is not None:
+                yield stmt.limit
         elif isinstance(stmt, MicroPack):
             yield from (stmt.at, stmt.first, stmt.b.index)
 

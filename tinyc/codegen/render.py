@@ -150,14 +150,15 @@ class Scope:
         pad = "  " * depth
         v, n = self.var(stmt.var), stmt.var.extent
         start, stop = "0", str(n)
+        before: list[str] = []
         if stmt.kind.startswith("chunk"):
             chunks = self.kernel.chunks
             start, stop = f"chunk * {n}L / {chunks}", f"(chunk + 1) * {n}L / {chunks}"
         elif stmt.limit is not None:
             self.owner.helpers["min"] = None
-            stop = f"tc_min({n}, {self.index(stmt.limit)})"
+            stop = f"tc_min({n}, {self.index(stmt.limit, before, pad)})"
         streamed = [s for s in stmt.body if isinstance(s, Store) and s.streams]
-        lines = [self.collect(s, stmt.var, pad) for s in streamed]
+        lines = [*before, *(self.collect(s, stmt.var, pad) for s in streamed)]
         lines += [pad + line for line in self.hints(stmt)]
         lines.append(f"{pad}for (long {v} = {start}; {v} < {stop}; {v}++) {{")
         body = self.block(stmt.body, depth + 1)

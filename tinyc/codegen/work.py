@@ -6,7 +6,7 @@ such CPU with generated code; it depends on a CPU far less than times do.
 from __future__ import annotations
 
 from tinyc.ir.cost import elements
-from tinyc.ir.index import Var
+from tinyc.ir.index import Affine, FloorDiv, Mod, Var
 from tinyc.ir.loop import (
     Apply,
     Check,
@@ -121,7 +121,7 @@ class Pricer:
         sums = stmt.height * vectors
         each = max(sums, stmt.height + vectors, HIDDEN) * stmt.lanes / self.lanes
         half = 2.0 if stmt.lanes < self.lanes else 1.0  # a shorter vector takes as long
-        return elements(stmt.depth) * each * half + CALL + ROW * stmt.height + 2 * sums
+        return mean_depth(stmt) * each * half + CALL + ROW * stmt.height + 2 * sums
 
 
 def arithmetic(s: Store) -> float:
@@ -162,6 +162,29 @@ def is_vector(s: Store, v: Var) -> bool:
 def mean_range(loop: For) -> float:
     """The mean range of a loop with a limit; the last round of tiles is shorter."""
     assert loop.limit is not None
+    if any(True for _ in loop.limit.data()):
+        return min(loop.var.extent, max(0.0, middle(loop.limit)))
     _, hi = loop.limit.bounds()
     rounds = -(-hi // loop.var.extent)
     return hi / rounds if rounds else 0.0
+
+
+def mean_depth(kernel: MicroKernel) -> float:
+    """The mean number of points of a register tile's depth."""
+    whole = elements(kernel.depth)
+    return whole if kernel.limit is None else (
+        whole * middle(kernel.limit) / kernel.depth[0].extent)
+
+
+def middle(index: Affine) -> float:
+    """An index at the middle of its variables; what it reads from memory is taken to be 0, as it is
+    but for numbers out of the ordinary (`schedule.skip`)."""
+    total = float(index.const)
+    for a, c in index.terms:
+        if isinstance(a, Var):
+            total += c * a.hi / 2
+        elif isinstance(a, FloorDiv):
+            total += c * (middle(a.operand) - (a.n - 1) / 2) / a.n
+        elif isinstance(a, Mod):
+            total += c * a.hi / 2
+    return total

@@ -5,6 +5,7 @@ An array access is (storage, affine index): shapes and strides are gone at this 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -276,7 +277,8 @@ class If:
 class Contraction:
     """A contraction that no recipe has scheduled yet.
 
-    For every point of rows x cols: tile[0] = sum over `depth` of a * b, then `body` runs.
+    For every point of rows x cols: tile[0] = sum over `depth` of a * b, then `body` runs. The first
+    variable of rows, cols or depth may have a limit, as loops have.
     """
 
     rows: tuple[Var, ...]
@@ -287,6 +289,12 @@ class Contraction:
     tile: Storage
     body: tuple[Stmt, ...]
     note: str = ""
+    limits: Mapping[Var, Affine] = field(default_factory=dict)
+
+    def limit(self, variables: tuple[Var, ...]) -> Affine | None:
+        """How many points of some of the variables there are, if that is less than all."""
+        found = self.limits.get(variables[0]) if variables else None
+        return None if found is None else found * math.prod(v.extent for v in variables[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +304,8 @@ class MicroKernel:
     `a` is read at `row` (a variable over all rows; beyond the last row, the last is read again);
     `b` is a panel whose rows, one for each point of `depth`, are `b_stride` elements apart.
     Where `more` is not 0, the sums are added to what the tile holds. A tile is a storage of the
-    kernel's own, or its place in the result if nothing is left to do with the sums.
+    kernel's own, or its place in the result if nothing is left to do with the sums. The first
+    variable of `depth` ends at `limit`, if there is one.
     """
 
     tile: Storage
@@ -313,6 +322,7 @@ class MicroKernel:
     apart: int
     note: str = ""
     more: Affine = Affine.const_of(0)
+    limit: Affine | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,12 +381,21 @@ def loads_of(stmt: Stmt) -> list[Load]:
     elif isinstance(stmt, If):
         roots = (stmt.cond,)
     elif isinstance(stmt, (Contraction, MicroKernel)):
-        roots = (stmt.a, stmt.b)
+        roots = (stmt.a, stmt.b, *(e for i in limits_of(stmt) for e in i.data()))
+    elif isinstance(stmt, For):
+        roots = tuple(e for i in limits_of(stmt) for e in i.data())
     elif isinstance(stmt, MicroPack):
         roots = (stmt.b,)
     elif isinstance(stmt, Prefetch):
         roots = (stmt.load,)
     return [load for root in roots for load in loads(root)]
+
+
+def limits_of(stmt: For | Contraction | MicroKernel) -> tuple[Affine, ...]:
+    """The indices at which loops of a statement end."""
+    if isinstance(stmt, Contraction):
+        return tuple(stmt.limits.values())
+    return () if stmt.limit is None else (stmt.limit,)
 
 
 def transform(body: tuple[Stmt, ...], fn: Callable[[Stmt], tuple[Stmt, ...]]) -> tuple[Stmt, ...]:
@@ -398,7 +417,7 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     if isinstance(stmt, Prefetch):
         return Prefetch(substitute_load(stmt.load, mapping))
     if isinstance(stmt, For):
-        limit = None if stmt.limit is None else stmt.limit.substitute(mapping)
+        limit = None if stmt.limit is None else substitute_index(stmt.limit, mapping)
         body = tuple(substitute_stmt(s, mapping) for s in stmt.body)
         return replace(stmt, limit=limit, body=body)
     if isinstance(stmt, If):
@@ -407,13 +426,15 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     if isinstance(stmt, MicroKernel):
         return replace(stmt, at=stmt.at.substitute(mapping),
                        first=stmt.first.substitute(mapping), a=substitute_load(stmt.a, mapping),
-                       b=substitute_load(stmt.b, mapping), more=stmt.more.substitute(mapping))
+                       b=substitute_load(stmt.b, mapping), more=stmt.more.substitute(mapping),
+                       limit=None if stmt.limit is None else substitute_index(stmt.limit, mapping))
     if isinstance(stmt, MicroPack):
         return replace(stmt, at=stmt.at.substitute(mapping),
                        first=stmt.first.substitute(mapping), b=substitute_load(stmt.b, mapping))
     if isinstance(stmt, Contraction):
         return replace(stmt, a=substitute_load(stmt.a, mapping), b=substitute_load(stmt.b, mapping),
-                       body=tuple(substitute_stmt(s, mapping) for s in stmt.body))
+                       body=tuple(substitute_stmt(s, mapping) for s in stmt.body),
+                       limits={v: substitute_index(i, mapping) for v, i in stmt.limits.items()})
     return stmt
 
 
@@ -424,6 +445,9 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
             return replace(e, storage=fresh[e.storage])
         return e
 
+    def moved(limit: Affine | None) -> Affine | None:
+        return limit and limit.map_data(lambda e: rewrite(e, leaf, lambda a: a))
+
     def swap(stmt: Stmt) -> Stmt:
         if isinstance(stmt, Alloc):
             return Alloc(fresh.get(stmt.storage, stmt.storage))
@@ -432,12 +456,13 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
             return replace(stmt, storage=fresh.get(stmt.storage, stmt.storage), index=at,
                            value=rewrite(stmt.value, leaf, lambda a: a))
         if isinstance(stmt, For):
-            return replace(stmt, body=tuple(map(swap, stmt.body)))
+            return replace(stmt, body=tuple(map(swap, stmt.body)), limit=moved(stmt.limit))
         if isinstance(stmt, If):
             return If(rewrite(stmt.cond, leaf, lambda a: a), tuple(map(swap, stmt.body)))
         if isinstance(stmt, MicroKernel):
             a, b = (replace(x, storage=fresh.get(x.storage, x.storage)) for x in (stmt.a, stmt.b))
-            return replace(stmt, tile=fresh.get(stmt.tile, stmt.tile), a=a, b=b)
+            return replace(stmt, tile=fresh.get(stmt.tile, stmt.tile), a=a, b=b,
+                           limit=moved(stmt.limit))
         if isinstance(stmt, MicroPack):
             b = replace(stmt.b, storage=fresh.get(stmt.b.storage, stmt.b.storage))
             return replace(stmt, b=b)

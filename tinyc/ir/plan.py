@@ -59,7 +59,8 @@ class Stage:
     reads; "scatter" adds into `target`, an index that depends on data. `producers` store what it
     reads; `after` must run before it for other reasons. `members` are the nodes that `expr`
     computes. Two loops of a contraction stay outside its tiles: over `hoist`, the images of a
-    convolution, and over `block`, the blocks that its rows are cut into.
+    convolution, and over `block`, the blocks that its rows are cut into. A loop over a variable in
+    `limits` ends there: at an index of the loops around it, which may read values.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Stage:
     after: list[Stage] = field(default_factory=list, repr=False)
     hoist: Var | None = None
     block: Var | None = None
+    limits: dict[Var, Affine] = field(default_factory=dict)
 
     @property
     def dtype(self) -> DType:
@@ -148,7 +150,8 @@ class Stage:
 
         self.expr = fresh(self.expr)
         self.target = tuple(index(i.map_data(fresh)) for i in self.target)
-        roots = [self.expr, *(e for i in self.target for e in i.data())]
+        self.limits = {v: index(i.map_data(fresh)) for v, i in self.limits.items()}
+        roots = [self.expr, *(e for i in (*self.target, *self.limits.values()) for e in i.data())]
         self.reads = list(dict.fromkeys(
             e for root in roots for e in walk(root) if isinstance(e, Read)))
 
@@ -189,10 +192,11 @@ class Leaf:
 
 @dataclass(eq=False)
 class Loop:
-    """A loop that the stages below share."""
+    """A loop that the stages below share; `limit`, of stages that have one, is in shared names."""
 
     var: Var
     body: list[Tree]
+    limit: Affine | None = None
 
 
 Tree = Loop | Leaf

@@ -76,7 +76,8 @@ def tree_lines(tree: Tree, depth: int) -> list[str]:
             *parts, last = stage_lines(s)
             lines += [*(f"  {part}" for part in parts), f"  epilogue {last}"]
         return [pad + line for line in lines]
-    lines = [f"{pad}for {tree.var.name}<{tree.var.extent}"]
+    limit = f", {tree.limit}" if tree.limit is not None else ""
+    lines = [f"{pad}for {tree.var.name}<{tree.var.extent}{limit}"]
     for child in tree.body:
         lines += tree_lines(child, depth + 1)
     return lines
@@ -119,6 +120,7 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         return [f"{pad}{stmt.storage.dtype} {stmt.storage}[{stmt.storage.size}]"]
     if isinstance(stmt, MicroKernel):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
+        depths += f" to {stmt.limit}" if stmt.limit is not None else ""
         more = f" (+= if {stmt.more})" if stmt.more.terms else ""
         shape = f"{stmt.height}x{stmt.width}"
         rows = f" + {stmt.apart}*row" if stmt.apart != stmt.width else ""
@@ -129,7 +131,8 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         return [f"{pad}{stmt.storage}[{stmt.at} + {stmt.width}*k; {stmt.width}] = transposed "
                 f"{depths}: {expr_text(stmt.b)} from {stmt.column.name} = {stmt.first}"]
     assert isinstance(stmt, Contraction)
-    names = [", ".join(f"{v.name}<{v.extent}" for v in group)
+    ends = {v: f" to {limit}" for v, limit in stmt.limits.items()}
+    names = [", ".join(f"{v.name}<{v.extent}{ends.get(v, '')}" for v in group)
              for group in (stmt.rows, stmt.cols, stmt.depth)]
     return [f"{pad}contract rows {names[0]}; cols {names[1]}; depth {names[2]}: "
             f"{expr_text(stmt.a)} * {expr_text(stmt.b)}", *block_lines(stmt.body, depth + 1)]

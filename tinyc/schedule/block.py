@@ -8,6 +8,7 @@ attention: any chain whose members all run along one axis is cut.
 """
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -16,8 +17,11 @@ from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Expr, Read
 from tinyc.ir.plan import Buf, Leaf, Loop, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
+from tinyc.schedule.skip import Edge, asks_indices, find_edge, limit_columns
 
 MIN_ROWS = 32
+# Rows of a block that is cut for its edge alone.
+EDGE_ROWS = 32
 # What lies between the contractions may take this share of the second-level cache.
 SHARE = 4
 
@@ -25,14 +29,22 @@ SHARE = 4
 def block_rows(plan: Plan, target: Target) -> list[Remark]:
     """Cut rows where that pays and is legal; changes the stages, which then are placed anew."""
     remarks = []
-    for body, around in bodies(plan):
-        found = choose_rows(body, around, plan, target)
-        if found is not None:
-            rows, size = found
-            first = cut(plan, rows, size)
-            remarks.append(Remark(
-                "applied", "block", first.name, f"runs in blocks of {size} complete rows",
-                first.node.origin, {"rows": size, "members": len(rows)}))
+    for body, around in list(bodies(plan)):
+        rows, size = choose_rows(body, around, plan, target) or ({}, 0)
+        edge = choose_edge(body, rows, size, around, plan)
+        if edge is not None:
+            rows, size = edge.rows, edge_size(edge, size)
+        if not rows:
+            continue
+        first, blocks = body[0], cut(plan, rows, size)
+        for stage, block in blocks.items():
+            stage.block = block if stage.kind == "contract" else None
+        if edge is not None:
+            limit_columns(plan, body, edge, around, size, blocks, cut(plan, edge.columns, size))
+        remarks.append(Remark(
+            "applied", "block", first.name, f"runs in blocks of {size} complete rows" + (
+                "" if edge is None else ", each as far as its columns count"),
+            first.node.origin, {"rows": size, "members": len(rows)}))
     return remarks
 
 
@@ -68,6 +80,47 @@ def choose_rows(body: list[Stage], around: set[Var], plan: Plan,
         if rows and size and all(may_cut(s, rows[s], body) for s in body):
             return rows, size
     return None
+
+
+def choose_edge(body: list[Stage], rows: dict[Stage, Var], size: int, around: set[Var],
+                plan: Plan) -> Edge | None:
+    """What can be left out beyond an edge of rows and columns, if there is such an edge."""
+    if not any(asks_indices(s.expr) for s in body):
+        return None
+    classes, tried = Classes(body), set()
+    for value in [s for s in body if between(s, body)]:
+        names = plan.mapping[value]
+        free = [v for v in value.axes if names.get(v, v) not in around and v.extent > 1]
+        for r, c in itertools.permutations(free, 2):
+            pair = classes.root(r), classes.root(c)
+            if pair in tried:
+                continue
+            tried.add(pair)
+            chosen, columns = classes.of_each(body, r), classes.of_some(body, c)
+            if not chosen or not columns or (rows and chosen != rows) or chosen[value] is not r:
+                continue
+            if all(may_cut(s, chosen[s], body) and stands_alone(s, c) for s, c in columns.items()):
+                edge = find_edge(plan, body, chosen, columns)
+                if edge is not None and edge_size(edge, size):
+                    return edge
+    return None
+
+
+def stands_alone(stage: Stage, v: Var) -> bool:
+    """True if a contraction has no other variable on the side of `v`."""
+    return stage.kind != "contract" or any(
+        [u for u in side if u.extent > 1] == [v] for side in stage.sides())
+
+
+def edge_size(edge: Edge, size: int) -> int:
+    """Rows, and columns, of a block for an edge: a divisor of both, at most `size` if that is not
+    0; 0 if there is none, or blocks of rows see more than there is."""
+    row, column = next((edge.rows[s].extent, c.extent) for s, c in edge.columns.items())
+    both = math.gcd(row, column)
+    for n in range(min(size or EDGE_ROWS, EDGE_ROWS, both // 2), MIN_ROWS - 1, -1):
+        if both % n == 0 and row // n + -(-edge.last // n) <= column // n:
+            return n
+    return 0
 
 
 def between(stage: Stage, body: list[Stage]) -> bool:
@@ -130,24 +183,32 @@ class Classes:
             v = self.parent[v]
         return v
 
-    def of_each(self, body: list[Stage], v: Var) -> dict[Stage, Var] | None:
-        """The variable of each member in the class of `v`; None if one has none, or several."""
+    def of_some(self, body: list[Stage], v: Var) -> dict[Stage, Var] | None:
+        """The variable in the class of `v` of each member that has one; None if one has several."""
         wanted, found = self.root(v), {}
         if wanted in {self.root(b) for b in self.broken}:
             return None
         for stage in body:
             mine = [u for u in (*stage.axes, *stage.red) if self.root(u) is wanted]
-            if len(mine) != 1 or mine[0].extent != v.extent:
+            if len(mine) > 1 or any(u.extent != v.extent for u in mine):
                 return None
-            found[stage] = mine[0]
+            if mine:
+                found[stage] = mine[0]
         return found
+
+    def of_each(self, body: list[Stage], v: Var) -> dict[Stage, Var] | None:
+        """The variable of each member in the class of `v`; None if one has none, or several."""
+        found = self.of_some(body, v)
+        return found if found is not None and len(found) == len(body) else None
 
 
 # -- cutting -------------------------------------------------------------------------------------
 
 
-def cut(plan: Plan, rows: dict[Stage, Var], size: int) -> Stage:
-    """Split the variable of each member, and the dimension of what it makes; returns the first."""
+def cut(plan: Plan, rows: dict[Stage, Var], size: int) -> dict[Stage, Var]:
+    """Split the variable of each member, and the dimension of what it makes, into blocks of `size`;
+    returns each member's variable over blocks."""
+    found: dict[Stage, Var] = {}
     dims: dict[Buf, int] = {}
     for stage, v in rows.items():
         if v in stage.axes:
@@ -155,10 +216,13 @@ def cut(plan: Plan, rows: dict[Stage, Var], size: int) -> Stage:
     for buf, d in dims.items():
         split_dimension(buf, d, size)
     for stage in plan.stages:
-        names = split_variable(stage, rows[stage], size) if stage in rows else {}
+        names: dict[Var, Affine] = {}
+        if stage in rows:
+            found[stage], row = split_variable(stage, rows[stage], size)
+            names[rows[stage]] = Affine.of(found[stage]) * size + Affine.of(row)
         if names or any(r.buf in dims for r in stage.reads):
             rewrite_reads(stage, dims, names, size)
-    return next(iter(rows))
+    return found
 
 
 def split_dimension(buf: Buf, d: int, size: int) -> None:
@@ -168,17 +232,15 @@ def split_dimension(buf: Buf, d: int, size: int) -> None:
     buf.strides = (*buf.strides[:d], stride * size, stride, *buf.strides[d + 1:])
 
 
-def split_variable(stage: Stage, v: Var, size: int) -> dict[Var, Affine]:
-    """Give a stage two variables, block and row, in the place of one; the block is outermost."""
+def split_variable(stage: Stage, v: Var, size: int) -> tuple[Var, Var]:
+    """Give a stage two variables, over blocks and inside of one, in the place of one."""
     block, row = Var(f"{v.name}b", v.extent // size), Var(f"{v.name}r", size)
 
     def both(variables: tuple[Var, ...]) -> tuple[Var, ...]:
         return tuple(u for w in variables for u in ((block, row) if w is v else (w,)))
 
     stage.axes, stage.red = both(stage.axes), both(stage.red)
-    if stage.kind == "contract":
-        stage.block = block
-    return {v: Affine.of(block) * size + Affine.of(row)}
+    return block, row
 
 
 def rewrite_reads(stage: Stage, dims: dict[Buf, int], names: dict[Var, Affine], size: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tinyc.diagnostics import Remark
 from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import substitute_index
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Buf, Group, Leaf, Loop, Nest, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
@@ -297,7 +298,7 @@ def match_variable(f: Fuser, loop: Loop, inside: list[Stage], way: Shared,
     """The stage's variable that may run as `loop`, or the reason why none may."""
     best, best_score, why = None, 0, None
     for v in open_variables(way):
-        if v.extent != loop.var.extent:
+        if v.extent != loop.var.extent or not same_range(way, v, loop):
             continue
         reason = illegal(f, loop, inside, way, v, depth)
         if reason:
@@ -307,6 +308,25 @@ def match_variable(f: Fuser, loop: Loop, inside: list[Stage], way: Shared,
         if score > best_score:
             best, best_score = v, score
     return best, why
+
+
+def same_range(way: Shared, v: Var, loop: Loop) -> bool:
+    """True if a variable of a stage ends where a loop does."""
+    mine = limit_of(way, v)
+    if mine is None or loop.limit is None:
+        return mine is loop.limit
+    a, b = (x.map_data(lambda read: read.buf) for x in (mine, loop.limit))
+    return [(t, c) for t, c in a.terms if isinstance(t, Var)] == [
+        (t, c) for t, c in b.terms if isinstance(t, Var)] and set(a.data()) == set(b.data())
+
+
+def limit_of(way: Shared, v: Var) -> Affine | None:
+    """Where the loop over a variable of a stage ends, in the names of the loops that it shares."""
+    limit = way.stage.limits.get(v)
+    if limit is None:
+        return None
+    names = {u: Affine.of(w) for u, w in way.mapping.items()}
+    return substitute_index(limit, names)
 
 
 def unmatched(f: Fuser, stage: Stage, loop: Loop, inside: list[Stage]) -> Refusal:
@@ -529,7 +549,7 @@ def tree_of(f: Fuser, stage: Stage, way: Shared) -> Tree:
     tree: Tree = Leaf(stage)
     for v in reversed(order):
         if v.extent != 1:
-            tree = Loop(v, [tree])
+            tree = Loop(v, [tree], limit_of(way, v))
     return tree
 
 
