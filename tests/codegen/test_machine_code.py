@@ -38,17 +38,17 @@ def convolved() -> list[Node]:
     return [convolution.conv(*arrays((64, 16, 28, 28), (32, 16, 3, 3)), padding=1)]
 
 
-def softmax() -> list[Node]:
-    return [reductions.softmax(*arrays((4096, 4096)))]
+def softmax(rows: int = 1024) -> list[Node]:
+    return [reductions.softmax(*arrays((rows, 1024)))]
 
 
-def layer_norm() -> list[Node]:
-    x, w, c = arrays((8192, 1024), (1024,), (1024,))
+def layer_norm(rows: int = 1024) -> list[Node]:
+    x, w, c = arrays((rows, 1024), (1024,), (1024,))
     return [normalization.layer_norm(x, (1024,), w, c)]
 
 
-def chain() -> list[Node]:
-    x, y, z = arrays(*[(1 << 24,)] * 3)
+def chain(rows: int = 1024) -> list[Node]:
+    x, y, z = arrays(*[(rows * 1024,)] * 3)
     mixed = b.mul(b.tanh(b.add(b.mul(x, y), z)), activation.sigmoid(x))
     return [b.sub(mixed, b.mul(activation.relu(y), 0.5))]
 
@@ -80,13 +80,13 @@ class Bound:
 
 
 # With gcc 12 the shares were 0.57 and 0.57 with AVX-512, 0.55 and 0.52 with AVX2, the instructions
-# for each access 3.8, 1.8, 18.3, 1.4, 1.7 and 3.9, 1.7, 19.8, 1.4, 1.7. Not all constants of exp
+# for each access 3.8, 2.2, 18.3, 1.4, 1.7 and 3.7, 2.0, 19.8, 1.4, 1.7. Not all constants of exp
 # and tanh fit the registers.
 BOUNDS = {
     "product": Bound(product, 12, fused=0.5),
     "convolution": Bound(convolved, 7, spills=2, fused=0.5),
     "softmax": Bound(softmax, 8, 4.3, spills=7),
-    "layer norm": Bound(layer_norm, 8.1, 2.0),
+    "layer norm": Bound(layer_norm, 8.1, 2.45),
     "chain": Bound(chain, 16, 22.0, spills=7),
     "sum": Bound(whole_sum, 4.1, 1.6),
     "optimizer": Bound(adam, 28, 2.0),
@@ -116,6 +116,15 @@ def test_loops_are_as_dense_as_they_were(name: str, isa: str) -> None:
     found = measured(BOUNDS[name], isa)
     assert found.instructions, "no loop computes with whole vectors"
     assert not passed(BOUNDS[name], found), found
+
+
+@needs_x86
+@pytest.mark.parametrize("graph", [softmax, layer_norm, chain])
+def test_results_that_no_cache_holds_are_written_past_them(
+        graph: Callable[[int], list[Node]]) -> None:
+    small, large = Bound(lambda: graph(1024), 0), Bound(lambda: graph(32 * 1024), 0)
+    assert not measured(small, "avx2").streamed
+    assert measured(large, "avx2").streamed
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -158,4 +167,4 @@ def test_a_function_more_for_each_number_passes_the_bounds() -> None:
 def test_a_value_that_is_stored_between_passes_the_bounds() -> None:
     with config.configure(fuse=False):
         program = program_for(chain(), ISAS["avx2"])
-    assert program.bytes_moved > 2 * BOUNDS["chain"].traffic * (1 << 24)
+    assert program.bytes_moved > 2 * BOUNDS["chain"].traffic * (1 << 20)

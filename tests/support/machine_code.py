@@ -24,13 +24,15 @@ class Figures:
     """Of the innermost loops that compute with whole vectors: instructions, fused multiplications
     and additions, reads and writes of memory, and those of a vector in the stack.
 
-    `best` is the share of fused operations in the loop that has most of them.
+    `best` is the share of fused operations in the loop that has most of them, `streamed` how many
+    instructions anywhere write past the caches.
     """
 
     instructions: int
     accesses: int
     spills: int
     best: float
+    streamed: int
 
     @property
     def per_access(self) -> float:
@@ -53,14 +55,16 @@ def figures(program: Program, compiler: Compiler, name: str, *flags: str) -> Fig
     register = REGISTERS[isa.lanes]
     loops = [loop for code in functions for loop in innermost_loops(code)
              if any(register in i.text and _MEMORY.search(i.text) for i in loop)]
-    return of_loops(loops, register)
+    return of_loops(loops, register, sum("movnt" in i.text for code in functions for i in code))
 
 
-def of_loops(loops: Sequence[Sequence[Instruction]], register: str) -> Figures:
+def of_loops(
+    loops: Sequence[Sequence[Instruction]], register: str, streamed: int = 0
+) -> Figures:
     """Count in loops whose vectors are in registers of that name."""
     texts = [i.text for loop in loops for i in loop]
     whole = [t for t in texts if register in t]
     shares = [(sum(bool(_FMA.match(i.text)) for i in loop), len(loop)) for loop in loops]
     fused, length = max(shares, default=(0, 1))
     return Figures(len(texts), sum(bool(_MEMORY.search(t)) for t in whole),
-                   sum(bool(_STACK.search(t)) for t in whole), fused / length)
+                   sum(bool(_STACK.search(t)) for t in whole), fused / length, streamed)
