@@ -150,3 +150,51 @@ def test_only_rows_that_no_cache_holds_are_cut_along_the_depth() -> None:
     assert not is_deep(256, 1024), "a MiB nearly stays in the second cache"
     assert not is_deep(768, 1024, "nn"), "rows along the depth are streamed"
     assert not is_deep(768, 1031), "a prime depth has no blocks"
+
+
+def convolved(x: tuple[int, ...], w: tuple[int, ...], **options: int) -> tuple[list[Node], dict]:
+    """The convolution of numbers of two shapes."""
+    (a, c), memory = buffers(floats(*x), floats(*w, seed=1))
+    return [convolution.conv(a, c, **options)], memory
+
+
+def divided(graph: list[Node]) -> tuple[int, int]:
+    """(what the chunks of the last kernel divide, elements that it packs for its register tiles)"""
+    body = plan_of(graph).kernels[-1].body
+    loops = [s for s in statements(body) if isinstance(s, For)]
+    packed = {s.b.storage for s in statements(body) if isinstance(s, MicroKernel)}
+    (chunked,) = [s.var.extent for s in loops if s.kind == "chunk"]
+    return chunked, sum(s.size for s in packed if s.role == "scratch")
+
+
+def test_chunks_divide_the_images_of_pointwise_convolutions_whatever_their_stride() -> None:
+    """The weights are packed, the images read in place: places are rows of tiles."""
+    for options in ({}, {"stride": 2}, {"groups": 2}):
+        graph, memory = convolved((8, 16, 14, 12), (32, 16 // options.get("groups", 1), 1, 1),
+                                  **options)
+        assert divided(graph) == (8, 16 * 32 // options.get("groups", 1) ** 2), options
+        expected = evaluate(graph, memory)[0]
+        np.testing.assert_allclose(Compiled(graph)(memory)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_divide_weights_that_are_larger_than_the_images() -> None:
+    graph, memory = convolved((3, 32, 10, 10), (96, 32, 3, 3))
+    panels = 96 // (2 * CPU.lanes)
+    assert divided(graph) == (panels, 32 * 9 * 2 * CPU.lanes), "one panel at a time"
+    np.testing.assert_allclose(Compiled(graph)(memory, threads=2)[0], evaluate(graph, memory)[0],
+                               rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels,images", [(64, True), (192, False)])
+def test_sums_over_images_that_no_cache_holds_are_divided(channels: int, images: bool) -> None:
+    """Chunks of images keep sums of their own of a small gradient, and share out a large one."""
+    (x, dy), memory = buffers(floats(4, channels, 6, 6), floats(4, channels, 4, 4, seed=1))
+    windows = b.window(b.window(x, 2, 3, 1, 1), 3, 3, 1, 1)
+    graph = [b.contract(dy, windows, (0, 1, 4, 5), (0, 2, 4, 5, 6, 7), (1, 2, 6, 7))]
+    (kernel,) = plan_of(graph).kernels
+    assert bool(kernel.finish) == images, "sums of chunks are added up at the end"
+    chunks = [s.var.extent for s in statements(kernel.body) if isinstance(s, For)
+              and s.kind == "chunk"]
+    assert chunks == [4 if images else channels // (2 * CPU.lanes)]
+    np.testing.assert_allclose(Compiled(graph)(memory, threads=2)[0], evaluate(graph, memory)[0],
+                               rtol=1e-4, atol=1e-4)
