@@ -126,7 +126,7 @@ def _bind(handle: Handle, buffer: Buffer) -> None:
     """Let an expression refer to its value in memory of its own."""
     computed = handle._node
     slot = Slot(buffer, computed.origin)
-    leaf = slot.leaf(computed)
+    leaf = slot.leaf(own_line=True)
     # Constants belong to no device, so their value on one is not theirs.
     if computed.op is not Op.BUFFER and computed.device is not None:
         computed.attached = leaf

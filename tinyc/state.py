@@ -17,7 +17,7 @@ from tinyc import config
 from tinyc.diagnostics import Origin, TinycError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, bool_
-from tinyc.ir.node import Node, node, toposort, with_sources
+from tinyc.ir.node import FORWARD, Node, node, toposort, with_sources
 from tinyc.ir.ops import Op, fail
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device
@@ -68,7 +68,8 @@ class Slot:
     `pending` is the ASSIGN that the next computation stores. `writers` are counters of captured
     programs, one for each program that overwrites the memory at every run, so that a run counts
     for all slots at once. `leaves` are the handles on this memory that want a gradient. `born` is
-    the capture in which the slot was made. `freed` says that the value's graph was given up.
+    the capture in which the slot was made. `freed` says that the value's graph was given up. Memory
+    belongs to no `phase` of a step.
     """
 
     written: Origin | None = None
@@ -77,6 +78,7 @@ class Slot:
     writers: Sequence[list[int]] = ()
     freed = False
     born: Any = None
+    phase = FORWARD
     _base = 0
 
     def __init__(self, buffer: Buffer, origin: Origin) -> None:
@@ -92,11 +94,14 @@ class Slot:
             return self._base
         return self._base + sum(count[0] for count in self.writers)
 
-    def leaf(self, like: Node | None = None) -> Node:
-        """Return the BUFFER node of the memory as it is now; one that is new is `like` a node."""
+    def leaf(self, own_line: bool = False) -> Node:
+        """Return the BUFFER node of the memory as it is now.
+
+        A new one is on the user's line, or on that of the memory, which is quicker to tell.
+        """
         buffer = self.buffer
         attrs = (buffer.uid, self.version, buffer.shape, buffer.dtype, buffer.device)
-        leaf = node(Op.BUFFER, (), attrs, like)
+        leaf = node(Op.BUFFER, (), attrs, self if own_line else None)
         leaf.attached = self
         return leaf
 

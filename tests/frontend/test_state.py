@@ -13,6 +13,7 @@ from tinyc import Tensor, compiler, config, jit, nn, optim, state
 from tinyc.diagnostics import StaleError
 from tinyc.ir.node import interned_count, toposort
 from tinyc.ir.ops import Op
+from tinyc.ir.phases import phases
 from tinyc.runtime.buffer import ALLOCATOR
 
 
@@ -309,3 +310,13 @@ def test_state_of_integers_and_bools() -> None:
     numbers //= 2
     assert flags.tolist() == [True, True]
     assert numbers.tolist() == [0, 1]
+
+
+def test_a_gradient_in_memory_is_of_no_phase_of_what_reads_it() -> None:
+    w = Tensor(np.ones(4, np.float32), requires_grad=True)
+    (w * w).sum().backward()
+    w.grad.realize()
+    leaf = w.grad.node
+    assert leaf.op is Op.BUFFER and leaf.phase == "forward"
+    made = (w.grad * w.grad).node
+    assert phases([made])[made] == "forward"
