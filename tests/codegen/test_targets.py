@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from running import SPLITTING, Compiled, buffers, floats
 
-from tinyc import checking, config, pipeline
+from tinyc import checking, compiler, config, pipeline
 from tinyc.commands import repro, standalone
 from tinyc.composites import activation, attention, convolution, losses, normalization, reductions
 from tinyc.composites.linear import linear, matmul
@@ -91,14 +91,30 @@ PROGRAMS = [mlp_step, conv_step, attention_both_ways, rows, moved, functions]
 def test_programs_agree_with_numpy_on_every_instruction_set(
         monkeypatch: pytest.MonkeyPatch, program: Callable[[], Graph], name: str, cc: str) -> None:
     monkeypatch.setenv("CC", cc)
-    outputs, memory = program()
     with config.configure(isa=name):
-        compiled = Compiled(outputs, split=True)
-        found = compiled(memory, threads=2)
+        agree(*program())
+
+
+@pytest.mark.parametrize("cc", COMPILERS)
+@pytest.mark.parametrize("name", [name for name in HERE if isa.ISAS[name].lanes > 1])
+def test_what_goes_past_the_caches_arrives(
+        monkeypatch: pytest.MonkeyPatch, name: str, cc: str) -> None:
+    monkeypatch.setenv("CC", cc)
+    with config.configure(isa=name):
+        small = replace(compiler.host_target(), l2=256, l3=1024)
+        monkeypatch.setattr(compiler, "host_target", lambda: small)
+        assert "tc_stream(" in agree(*rows())
+
+
+def agree(outputs: list[Node], memory: dict[int, np.ndarray]) -> str:
+    """Check that a compiled graph agrees with the evaluator; the text of its program."""
+    compiled = Compiled(outputs, split=True)
+    found = compiled(memory, threads=2)
     tolerance = checking.longest_reduction(outputs) ** 0.5
     for node, got, wanted in zip(outputs, found, checking.expected(outputs, memory)):
         relative = checking.TOLERANCE.get(node.dtype.name, 0.0) * tolerance
         assert not checking.difference(wanted, got, relative), node.op
+    return compiled.program.source
 
 
 @pytest.mark.parametrize("name", HERE)
