@@ -37,8 +37,8 @@ BINARY = "program.bin"
 # Words of a program's status: site and value of the first bad index, and how many kernels may have
 # changed arguments before.
 STATUS = 3
-# Contractions of products and sums are wanted, laxer arithmetic is not.
-OPTIONS = ("-cl-std=CL1.2",)
+# Contractions of products and sums are wanted, laxer arithmetic is not, and no advice on style.
+OPTIONS = ("-cl-std=CL1.2", "-w")
 CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
 # The slot of scratch memory, beside opencl.ARENA.
 SCRATCH = -2
