@@ -152,7 +152,9 @@ def looking() -> list[Row]:
         return total - microseconds(lambda: chain(length), 50)
 
     short, long = looked(10), looked(110)
+    at_once = microseconds(lambda: (x + x).realize(), 2000)
     return [
+        Row("build and compute an elementwise op", at_once, "us", 15),
         Row("look at a known graph of 10 nodes", short, "us", 30),
         Row("look at a known graph, per further node", (long - short) / 100, "us", 0.3),
     ]
