@@ -30,7 +30,7 @@ from tinyc.ir.program import CPU
 from tinyc.runtime.machine import Machine
 tinyc.compiler.host_target = lambda: CPU
 if sys.argv[1] != "True":
-    tinyc.runtime.profile.machine = lambda: Machine("", 1, "", 1.0, 1.0, 1.0, 1.0, 1.0, ())
+    tinyc.runtime.profile.machine = lambda: Machine("", 1, "", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ())
 runpy.run_path("predict.py", run_name="__main__")
 """
 

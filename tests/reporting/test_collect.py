@@ -278,7 +278,7 @@ class TestMachine:
 
     def test_the_roof_is_of_arithmetic_or_of_memory(self):
         levels = ((1 << 10, 400.0), (1 << 20, 100.0))
-        peaks = Machine("cpu", 2, "cc", 200.0, 20.0, 10.0, 8.0, 1.0, levels)
+        peaks = Machine("cpu", 2, "cc", 200.0, 20.0, 10.0, 8.0, 5.0, 1.0, levels)
         assert peaks.bandwidth(1 << 20) == 100.0
         assert peaks.bandwidth(1 << 30) == 10.0
         assert peaks.roof(200_000, 0) == pytest.approx(1.0)

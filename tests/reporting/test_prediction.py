@@ -19,7 +19,7 @@ from tinyc.runtime.machine import Machine
 
 MIB = 1 << 20
 LEVELS = ((MIB, 400.0), (16 * MIB, 200.0))
-PEAKS = Machine("cpu", 2, "cc", 500.0, 50.0, 40.0, 25.0, 1.0, LEVELS)
+PEAKS = Machine("cpu", 2, "cc", 500.0, 50.0, 40.0, 25.0, 10.0, 1.0, LEVELS)
 NOTHING = Work()
 FAR, NEAR = 100 * MIB, MIB // 2
 
@@ -44,11 +44,13 @@ def total(k: KernelInfo, distance: int = NEAR, peaks: Machine = PEAKS) -> float:
 
 def test_constants_are_in_bounds() -> None:
     assert 0 < p.CALL_US <= 1 and 0 < p.CHUNK_US <= 1
+    assert 1 < p.TAKEN_GBS < 500 and 1 << 18 <= p.NEAR <= 1 << 24
 
 
 def test_the_longer_of_arithmetic_and_traffic_counts() -> None:
-    found = p.Prediction(3.0, 5.0, 1.0)
+    found = p.Prediction(3.0, 5.0, 0.0, 1.0)
     assert found.total == 6.0 and replace(found, compute=7.0).total == 8.0
+    assert replace(found, sharing=2.0).total == 8.0
 
 
 def test_a_kernel_of_the_peak_takes_as_long_as_the_peak_says() -> None:
@@ -85,6 +87,18 @@ def test_traffic_of_memory_is_that_of_the_copy_that_was_measured() -> None:
     one = kernel(chunks=1, r0=MIB, w0=MIB)
     assert p.memory(one, reuse(one, NEAR), PEAKS) == pytest.approx(2 * MIB / 200.0 / 1e3)
     assert p.memory(one, reuse(one, FAR), PEAKS) == pytest.approx(2 * MIB / 25.0 / 1e3)
+
+
+def test_lines_of_other_cores_take_time() -> None:
+    alone, one = kernel(chunks=1, r0=MIB, w0=MIB), replace(PEAKS, threads=1)
+    assert p.sharing(alone, reuse(alone, NEAR), PEAKS) == pytest.approx(
+        MIB / 2 * (1 / p.TAKEN_GBS + 1 / 10.0) / 1e3)
+    assert p.sharing(alone, reuse(alone, FAR), PEAKS) == 0, "it has left the caches of cores"
+    assert p.sharing(alone, reuse(alone, NEAR), one) == 0
+    parts = kernel(r0=MIB, w0=MIB)
+    assert p.sharing(parts, reuse(parts, NEAR), PEAKS) == 0, "threads have what they had before"
+    update = replace(parts, writes=("r0",))
+    assert p.sharing(update, reuse(update, NEAR), PEAKS) > 0
 
 
 def test_only_parallel_kernels_pay_for_threads() -> None:

@@ -28,7 +28,8 @@ def fake_run(*microseconds: int):
 
 def test_each_kernel_is_a_line_with_its_rates(capsys, monkeypatch):
     monkeypatch.setattr(profile, "_profile", profile.Profile())
-    monkeypatch.setattr(profile, "machine", lambda: Machine("", 1, "", 8.0, 8.0, 8.0, 8.0, 0.0, ()))
+    peaks = Machine("", 1, "", 8.0, 8.0, 8.0, 8.0, 8.0, 0.0, ())
+    monkeypatch.setattr(profile, "machine", lambda: peaks)
     with config.debug(2):
         profile.run_shown(program(kernel("k0", 3), kernel("k1", 4, 5)), fake_run(2, 4))
     first, second = capsys.readouterr().err.splitlines()

@@ -7,7 +7,7 @@ to be mended; `benchmarks/cost.py` lists them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tinyc.ir.program import KernelInfo, Program
@@ -16,29 +16,38 @@ from tinyc.runtime.machine import Machine
 
 # Microseconds to call a kernel, and to hand a chunk to a thread.
 CALL_US, CHUNK_US = 0.1, 0.05
+# GB/s at which a core reads lines that another has written, as two cores did; and how long ago data
+# were used that another core may still have.
+TAKEN_GBS, NEAR = 40.0, 4 << 20
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Microseconds of a kernel: its arithmetic, its traffic, and what it takes to run it at all.
+    """Microseconds of a kernel: its arithmetic, its traffic, lines that it takes from the caches of
+    other cores, and what it takes to run it at all.
 
     Cores compute while they wait for memory, so that the longer of the two counts.
     """
 
     compute: float
     memory: float
+    sharing: float
     overhead: float
 
     @property
     def total(self) -> float:
         """Return what the kernel should take."""
-        return self.overhead + max(self.compute, self.memory)
+        return self.overhead + self.sharing + max(self.compute, self.memory)
 
 
 def predict(kernel: KernelInfo, reuse: Reuse, peaks: Machine) -> Prediction:
     """Return what a kernel should take whose data were used as `reuse` says."""
-    traffic = memory(kernel, reuse, peaks)
-    return Prediction(compute(kernel, peaks), traffic, overhead(kernel, peaks))
+    return Prediction(
+        compute(kernel, peaks),
+        memory(kernel, reuse, peaks),
+        sharing(kernel, reuse, peaks),
+        overhead(kernel, peaks),
+    )
 
 
 def compute(kernel: KernelInfo, peaks: Machine) -> float:
@@ -55,6 +64,27 @@ def memory(kernel: KernelInfo, reuse: Reuse, peaks: Machine) -> float:
     read = sum(n / rate(d, threads, peaks, False) for n, d in zip(kernel.read_bytes, reuse.reads))
     pairs = zip(kernel.written_bytes, reuse.writes)
     return (read + sum(n / rate(d, threads, peaks, True) for n, d in pairs)) / 1e3
+
+
+def sharing(kernel: KernelInfo, reuse: Reuse, peaks: Machine) -> float:
+    """Return the microseconds that lines take to come from the caches of other cores.
+
+    A kernel on one thread finds half of what was used just now there. One on all threads updates
+    what all of them may have read; for the rest, its threads have the parts that they had before.
+    """
+    read = recent(kernel.reads, kernel.read_bytes, reuse.reads)
+    written = recent(kernel.writes, kernel.written_bytes, reuse.writes)
+    if kernel.chunks == 1:
+        away = 1 - 1 / peaks.threads
+        taken, shared = away * sum(read.values()), away * sum(written.values())
+        return (taken / TAKEN_GBS + shared / peaks.shared_gbs) / 1e3
+    updated = sum(n for name, n in written.items() if name in read) if peaks.threads > 1 else 0
+    return updated / (peaks.shared_gbs * taking_part(kernel, peaks)) / 1e3
+
+
+def recent(names: Sequence[str], sizes: Sequence[int], ages: Sequence[int]) -> dict[str, int]:
+    """Return the bytes of the storages that were used just now."""
+    return {name: n for name, n, age in zip(names, sizes, ages) if age <= NEAR}
 
 
 def overhead(kernel: KernelInfo, peaks: Machine) -> float:

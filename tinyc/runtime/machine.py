@@ -21,6 +21,10 @@ from tinyc.runtime.toolchain import Unit, find_compiler, load_library
 FILE = "machine.json"
 # Working sets of all threads together: those that fit the caches of cores, and larger ones.
 OWN, SHARED = (1 << 15, 1 << 17, 1 << 19, 1 << 21), (1 << 23, 1 << 24, 1 << 25, 1 << 27)
+# Bytes that all threads read and then update.
+UPDATED = 1 << 19
+WHAT = ("nothing", "fma", "read", "copy", "update")
+TYPICAL = ("nothing", "update")
 # Each figure is the best of as many runs as fit this time, and of these at least.
 SECONDS, ROUNDS = 0.04, 5
 # Independent chains of multiply-adds: enough to hide their latency on every CPU of today.
@@ -34,8 +38,9 @@ class Machine:
 
     ``peak_gflops`` is f32 multiply-adds in vector registers; ``read_gbs`` and ``copy_gbs`` are
     streams from and to memory, a copy counting what it reads and what it writes, and ``core_gbs``
-    is a copy by one thread. ``levels`` are (bytes, GB/s) of copies within working sets of these
-    sizes, and ``launch_us`` is an empty parallel loop.
+    is a copy by one thread. At ``shared_gbs`` a core updates data that all cores have just read.
+    ``levels`` are (bytes, GB/s) of copies within working sets of these sizes, and ``launch_us`` is
+    an empty parallel loop.
     """
 
     cpu: str
@@ -45,6 +50,7 @@ class Machine:
     read_gbs: float
     copy_gbs: float
     core_gbs: float
+    shared_gbs: float
     launch_us: float
     levels: tuple[tuple[int, float], ...]
 
@@ -95,7 +101,9 @@ def measure(device: Any, threads: int, compiler: str) -> Machine:
     Arithmetic and small working sets are a core's own, so what one core reaches is multiplied. That
     is true also while other processes keep some of the cores busy.
     """
-    everyone, alone = Probe(device, threads), Probe(device, 1)
+    # written to: pages that nobody wrote to are all one page, which the caches hold
+    memory = np.ones(SHARED[-1] // 4, np.float32)
+    everyone, alone = Probe(device, threads, memory), Probe(device, 1, memory)
     cores = min(threads, core_count())
     flops = 2 * CHAINS * alone.lanes * STEPS * cores
     small = [(size, cores * alone.rate("copy", size // cores)) for size in OWN]
@@ -108,15 +116,16 @@ def measure(device: Any, threads: int, compiler: str) -> Machine:
         read_gbs=everyone.rate("read", SHARED[-1]),
         copy_gbs=shared[-1][1],
         core_gbs=alone.rate("copy", SHARED[-1]),
+        shared_gbs=UPDATED / everyone.nanoseconds("update", UPDATED) / cores,
         launch_us=everyone.nanoseconds("nothing", 0) / 1e3,
         levels=(*small, *shared[:-1]),
     )
 
 
 class Probe:
-    """The measuring program, and memory for it to stream through."""
+    """The measuring program, with so many threads, and memory for it to stream through."""
 
-    def __init__(self, device: Any, threads: int) -> None:
+    def __init__(self, device: Any, threads: int, memory: np.ndarray) -> None:
         self.threads = threads
         self.lanes = isa_in_force().lanes
         source = SOURCE.format(bytes=4 * self.lanes, chains=CHAINS, steps=STEPS, lanes=self.lanes)
@@ -124,8 +133,7 @@ class Probe:
         self.device = device
         with device.lock:
             device.load_pool()
-        # written to: pages that nobody wrote to are all one page, which the caches hold
-        self.memory = np.ones(SHARED[-1] // 4, np.float32)
+        self.memory = memory
         self.library.tc_probe.restype = ctypes.c_long
 
     def rate(self, what: str, size: int) -> float:
@@ -134,8 +142,8 @@ class Probe:
         return size * repeats / self.nanoseconds(what, size, repeats)
 
     def nanoseconds(self, what: str, size: int, repeats: int = 1) -> float:
-        """Return the shortest of a few runs on all threads, of the empty loop the median."""
-        number = ("nothing", "fma", "read", "copy").index(what)
+        """Return the shortest of a few runs on all threads, of what waits for others the median."""
+        number = WHAT.index(what)
         arguments = (ctypes.c_long * 4)(self.memory.ctypes.data, size, repeats, self.threads)
         runtime = self.device.runtime
         pool = (ctypes.c_void_p(runtime.par), ctypes.c_void_p(runtime.now))
@@ -143,7 +151,7 @@ class Probe:
         with self.device.lock:
             while len(times) < ROUNDS or (sum(times) < 1e9 * SECONDS and len(times) < 1000):
                 times.append(self.library.tc_probe(number, arguments, *pool))
-        return max(1, sorted(times)[len(times) // 2 if what == "nothing" else 0])
+        return max(1, sorted(times)[len(times) // 2 if what in TYPICAL else 0])
 
 
 def core_count() -> int:
@@ -211,8 +219,24 @@ static void copy(void *p, long chunk, long worker) {{
   }}
 }}
 
+static void everything(void *p, long chunk, long worker) {{
+  job *j = p;
+  vec s = {{0}};
+  long n = j->bytes / 4 / {lanes} * {lanes};
+  for (long i = 0; i < n; i += {lanes}) s += *(loose *)(j->memory + i);
+  sink[64 * worker] = s[0] * 0;
+}}
+
+static void update(void *p, long chunk, long worker) {{
+  job *j = p;
+  long n = j->bytes / 4 / j->threads / {lanes} * {lanes};
+  float *a = j->memory + chunk * n;
+  for (long i = 0; i < n; i += {lanes}) *(loose *)(a + i) += 1.0f;
+}}
+
 long tc_probe(int what, job *j, void (*par)(task_fn, void *, long), long (*now)(void)) {{
-  static const task_fn tasks[] = {{ nothing, fma, read, copy }};
+  static const task_fn tasks[] = {{ nothing, fma, read, copy, update }};
+  if (tasks[what] == update) par(everything, j, j->threads);
   par(nothing, j, j->threads);
   long start = now();
   par(tasks[what], j, j->threads);
