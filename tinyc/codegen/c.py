@@ -51,31 +51,31 @@ LONGEST_TABLE = 32
 
 HELPERS = {
     "stream": """\
-#if defined(__clang__) || defined(__AVX512F__)
-typedef float tc_line __attribute__((vector_size(64), may_alias));
-#elif defined(__AVX__)
-typedef float tc_line __attribute__((vector_size(32), may_alias));
-#elif defined(__SSE__) && !defined(__TINYC__)
-typedef float tc_line __attribute__((vector_size(16), may_alias));
-#endif
-#if defined(__clang__)
-#define TC_PAST(to, from) __builtin_nontemporal_store(from, to)
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
 #define TC_PAST(to, from) __builtin_ia32_movntps512((float *)(to), from)
+typedef float tc_past __attribute__((vector_size(64), may_alias));
 #elif defined(__AVX__)
 #define TC_PAST(to, from) __builtin_ia32_movntps256((float *)(to), from)
+typedef float tc_past __attribute__((vector_size(32), may_alias));
 #elif defined(__SSE__) && !defined(__TINYC__)
 #define TC_PAST(to, from) __builtin_ia32_movntps((float *)(to), from)
+typedef float tc_past __attribute__((vector_size(16), may_alias));
+#elif defined(__clang__)
+typedef float tc_past __attribute__((vector_size(16), may_alias));
 #endif
-static inline void tc_stream(void *to, const void *from) {
+#if defined(__clang__)
+#undef TC_PAST
+#define TC_PAST(to, from) __builtin_nontemporal_store(from, to)
+#endif
+static inline void tc_stream(void *to, const void *from, unsigned long n) {
 #ifdef TC_PAST
-  if ((unsigned long)to % 64 == 0) {
-    for (unsigned long i = 0; i < 64 / sizeof(tc_line); i++)
-      TC_PAST((tc_line *)to + i, ((const tc_line *)from)[i]);
+  if ((unsigned long)to % sizeof(tc_past) == 0 && n % sizeof(tc_past) == 0) {
+    for (unsigned long i = 0; i < n / sizeof(tc_past); i++)
+      TC_PAST((tc_past *)to + i, ((const tc_past *)from)[i]);
     return;
   }
 #endif
-  __builtin_memcpy(to, from, 64);
+  __builtin_memcpy(to, from, n);
 }
 static inline void tc_fence(void) {
 #if defined(__x86_64__) && !defined(__TINYC__)
@@ -131,11 +131,12 @@ class CScope(Scope):
         return [*lines, "#pragma clang loop unroll(full)"] if lines and sums else lines
 
     def stream(self, stmt: Store) -> str:
-        """The streaming store of the line that a loop has made."""
+        """The streaming store of the vector that a loop has made."""
         self.owner.helpers["stream"] = None
         name, v = self.collected[stmt]
         at = self.index(stmt.index.substitute({v: Affine.const_of(0)}))
-        return f"tc_stream({self.storage(stmt.storage)} + {at}, {name});"
+        nbytes = v.extent * stmt.storage.dtype.itemsize
+        return f"tc_stream({self.storage(stmt.storage)} + {at}, {name}, {nbytes});"
 
     def prefetch(self, stmt: Prefetch) -> str:
         """A hint, without effect where there is none."""

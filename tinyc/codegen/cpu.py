@@ -7,6 +7,7 @@ from dataclasses import replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.contract import schedule_contractions
 from tinyc.codegen.lines import Far, ask_ahead, stream_stores
+from tinyc.codegen.sums import in_blocks
 from tinyc.codegen.transpose import in_tiles
 from tinyc.diagnostics import ScheduleError
 from tinyc.ir.choices import RULES, Choices
@@ -51,10 +52,11 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
         ("keep sums in registers", from_the_root(keep_sums)),
         ("unroll", from_the_root(lambda s: unroll_short(s, None))),
         ("block chunks", everywhere(lambda s: block_chunks(s, kernel))),
+        ("sum in blocks", in_blocks),
         ("sum in lanes", from_the_root(lambda s: lanes(s, target, choices))),
         ("hoist", everywhere(hoist_all)),
         ("inline single iterations", everywhere(inline_single)),
-        ("stream", everywhere(lambda s: stream_stores(s, kernel, far))),
+        ("stream", everywhere(lambda s: stream_stores(s, kernel, far, target))),
         ("vectorize", everywhere(vectorize_all)),
         ("ask for rows", lambda body: tuple(ask_ahead(s, target) for s in body)),
     )

@@ -81,8 +81,8 @@ def reach(kernel: LoopKernel) -> dict[Storage, int]:
     return out
 
 
-def stream_stores(loop: Stmt, kernel: LoopKernel, far: Far) -> tuple[Stmt, ...]:
-    """An innermost loop that stores something far does so a cache line at a time.
+def stream_stores(loop: Stmt, kernel: LoopKernel, far: Far, target: Target) -> tuple[Stmt, ...]:
+    """An innermost loop that stores something far does so a vector at a time.
 
     for i < N: y[i] = f(i)   ->   for o < N/L: for l < L: y[L*o + l] = f(L*o + l), past the caches
     """
@@ -93,8 +93,8 @@ def stream_stores(loop: Stmt, kernel: LoopKernel, far: Far) -> tuple[Stmt, ...]:
     sizes = {s.storage.dtype.itemsize for s in found}
     if len(sizes) != 1 or loop.kind not in ("serial", "chunk"):
         return (loop,)
-    line = LINE // sizes.pop()
-    if loop.var.extent < line:
+    vector = 4 * target.lanes // sizes.pop()
+    if loop.var.extent < vector:
         return (loop,)
     try:
         p.vectorize(loop)
@@ -103,9 +103,9 @@ def stream_stores(loop: Stmt, kernel: LoopKernel, far: Far) -> tuple[Stmt, ...]:
     marked = replace(loop, body=tuple(replace(s, streams=True) if s in found else s
                                       for s in loop.body))
     if loop.kind == "chunk":
-        whole, *rest = p.split_chunks(marked, line, kernel.chunk)
+        whole, *rest = p.split_chunks(marked, vector, kernel.chunk)
     else:
-        whole, *rest = p.split_rest(marked, line)
+        whole, *rest = p.split_rest(marked, vector)
     return (whole, *(unmarked(s) for s in rest))
 
 

@@ -7,6 +7,7 @@ from tinyc.codegen.contract import grid_chunks
 from tinyc.codegen.primitives import identity
 from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements, stage_work
+from tinyc.ir.dtype import f32, f64
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Alloc,
@@ -20,6 +21,7 @@ from tinyc.ir.loop import (
     Stmt,
     Storage,
     Store,
+    converted,
     rewrite,
 )
 from tinyc.ir.plan import (
@@ -191,16 +193,18 @@ def combine(low: Lowering, stage: Stage) -> list[Stmt]:
     axes = [Var(f"p{stage.number}_{d}", v.extent) for d, v in enumerate(stage.axes)]
     idx = tuple(Affine.of(v) for v in axes)
     flat = Buf.address(part, idx)
-    register = Storage(f"sum{stage.number}", 1, stage.dtype, "register")
+    wide = f64 if stage.dtype is f32 and stage.kind != "max" else stage.dtype
+    register = Storage(f"sum{stage.number}", 1, wide, "register")
     zero = Affine.const_of(0)
     kind = "max" if stage.kind == "max" else "sum"
     note = note_of(stage)
     first = Load(part.storage, flat)
     rest = Load(part.storage, flat + (Affine.of(each) + 1) * part.size)
     body: list[Stmt] = [
-        Alloc(register), Store(register, zero, first, None, note),
-        For(each, (Store(register, zero, rest, kind, note),)),
-        Store(stage.buf.storage, stage.buf.address(idx), Load(register, zero), None, note),
+        Alloc(register), Store(register, zero, converted(first, wide), None, note),
+        For(each, (Store(register, zero, converted(rest, wide), kind, note),)),
+        Store(stage.buf.storage, stage.buf.address(idx),
+              converted(Load(register, zero), stage.dtype), None, note),
     ]
     for v in reversed(axes):
         body = [For(v, tuple(body))] if v.extent > 1 else body

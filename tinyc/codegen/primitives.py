@@ -9,7 +9,7 @@ from dataclasses import replace
 from threading import local
 
 from tinyc.diagnostics import ScheduleError
-from tinyc.ir.dtype import DType, bool_, limits
+from tinyc.ir.dtype import DType, bool_, f32, f64, limits
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Alloc,
@@ -25,6 +25,7 @@ from tinyc.ir.loop import (
     Storage,
     Store,
     Within,
+    converted,
     free_vars,
     indices,
     loads,
@@ -276,9 +277,9 @@ def interleave(loop: For, lanes: int, vectors: int | None = None) -> tuple[Stmt,
             v = Storage(f"{s.name}_v{fresh_number()}", plan[inner], s.dtype, "register")
             lane = Var(f"{v.name}l", v.size)
             before += [Alloc(v), For(lane, (Store(v, Affine.of(lane), neutral(store)),), "simd")]
-            after += lane_tree(s, v, store.accumulate)
+            after += lane_tree(s, v, store.accumulate, iterations(loop, inner) > FEW_TERMS)
             fresh[s] = v
-        exchange[inner] = in_lanes(inner, plan[inner], fresh)
+        exchange[inner] = in_lanes(inner, plan[inner], fresh, lanes)
     body = exchange[loop] if loop in exchange else (exchange_loops(loop, exchange),)
     return (*before, *body, *after)
 
@@ -322,42 +323,80 @@ def exchange_loops(loop: For, exchange: dict[For, tuple[Stmt, ...]]) -> For:
     return replace(loop, body=tuple(body))
 
 
-def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage]) -> tuple[Stmt, ...]:
-    """An innermost loop whose sums go to lanes; the rest of the range goes to the first lanes."""
+# A body of more operations is not repeated for each vector of sums.
+LARGEST_BODY = 8
+
+
+def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage],
+             vector: int) -> tuple[Stmt, ...]:
+    """An innermost loop whose sums go to lanes; the rest of the range goes to the first lanes.
+
+    Each vector of lanes has a loop of its own, since compilers keep that in a register.
+    """
     whole, rest = divmod(loop.var.extent, lanes)
-    j, lane = Var(f"{loop.var.name}o", whole), Var(f"{loop.var.name}l", lanes)
-    at = Affine.of(j) * lanes + Affine.of(lane)
-    inner = For(lane, lane_body(loop, at, fresh, lane), "simd")
-    out: list[Stmt] = [For(j, (inner,)) if whole > 1 else inner]
+    j, name = Var(f"{loop.var.name}o", whole), f"{loop.var.name}l"
+    work = sum(isinstance(e, Apply) for s in loop.body if isinstance(s, Store)
+               for e in walk(s.value))
+    step = vector if lanes % vector == 0 and work <= LARGEST_BODY and vector > 1 else lanes
+    inner: list[Stmt] = []
+    for first in range(0, lanes, step):
+        lane = Var(name, step)
+        at = Affine.of(j) * lanes + Affine.of(lane) + first
+        inner.append(For(lane, lane_body(loop, at, fresh, Affine.of(lane) + first), "simd"))
+    out: list[Stmt] = [For(j, tuple(inner))] if whole > 1 else inner
     if rest:
         t = Var(f"{loop.var.name}t", rest)
         at = Affine.of(t) + whole * lanes
-        out.append(For(t, lane_body(loop, at, fresh, t), "simd"))
+        out.append(For(t, lane_body(loop, at, fresh, Affine.of(t)), "simd"))
     return tuple(out)
 
 
-def lane_body(loop: For, at: Affine, fresh: dict[Storage, Storage], lane: Var) -> tuple[Stmt, ...]:
+def lane_body(loop: For, at: Affine, fresh: dict[Storage, Storage],
+              lane: Affine) -> tuple[Stmt, ...]:
     """The body at index `at`, sums going to the lane's own accumulator."""
     out = []
     for stmt in renamed(tuple(substitute_stmt(s, {loop.var: at}) for s in loop.body)):
         if isinstance(stmt, Store) and stmt.storage in fresh:
-            stmt = replace(stmt, storage=fresh[stmt.storage], index=Affine.of(lane))
+            stmt = replace(stmt, storage=fresh[stmt.storage], index=lane)
         out.append(stmt)
     return tuple(out)
 
 
-def lane_tree(scalar: Storage, v: Storage, kind: str | None) -> list[Stmt]:
-    """scalar (+)= the lanes: halved while they are even, then one after the other."""
+def iterations(loop: Stmt, inner: For) -> int:
+    """How often the body of `inner` runs while `loop`, which holds it, does."""
+    if loop is inner:
+        return inner.var.extent
+    below = loop.body if isinstance(loop, (For, If)) else ()
+    found = max((iterations(s, inner) for s in below), default=0)
+    return found * (loop.var.extent if isinstance(loop, For) else 1)
+
+
+# Sums of more numbers end in f64 once there are so few lanes.
+FEW_TERMS = 512
+FEW_LANES = 16
+
+
+def lane_tree(scalar: Storage, v: Storage, kind: str | None, long: bool) -> list[Stmt]:
+    """scalar (+)= the lanes: halved while they are even, then one after the other.
+
+    The last ones of a long sum of f32 are added as f64: each addition would round much of it.
+    """
     out: list[Stmt] = []
     n = v.size
     while n % 2 == 0:
+        if long and n <= FEW_LANES and kind == "sum" and v.dtype is f32:
+            lane, narrow = Var(f"{v.name}w", n), v
+            v = Storage(f"{v.name}_w{fresh_number()}", n, f64, "register")
+            value = converted(Load(narrow, Affine.of(lane)), f64)
+            out += [Alloc(v), For(lane, (Store(v, Affine.of(lane), value),), "simd")]
         n //= 2
         lane = Var(f"{v.name}h{n}", n)
         upper = Load(v, Affine.of(lane) + n)
         out.append(For(lane, (Store(v, Affine.of(lane), upper, kind),), "simd"))
     zero = Affine.const_of(0)
     lane = Var(f"{v.name}h", n)
-    out.append(For(lane, (Store(scalar, zero, Load(v, Affine.of(lane)), kind),)))
+    last = converted(Load(v, Affine.of(lane)), scalar.dtype)
+    out.append(For(lane, (Store(scalar, zero, last, kind),)))
     return out
 
 

@@ -88,7 +88,7 @@ class Scope:
     variables: dict[Var, str] = field(default_factory=dict)
     scratch_size: int = 0
     temporaries: int = 0
-    # Where a vector loop collects a line that goes past the caches, and the loop's variable.
+    # Where a loop collects a vector that goes past the caches, and the loop's variable.
     collected: dict[Store, tuple[str, Var]] = field(default_factory=dict)
     # How many lines the text of each statement has, what is below it included.
     lengths: dict[Stmt, int] = field(default_factory=dict)
@@ -197,7 +197,7 @@ class Scope:
         return f"tc_{name}({b}, {a})"
 
     def collect(self, stmt: Store, v: Var, pad: str) -> str:
-        """The declaration of the line that a vector loop over `v` makes for a streaming store."""
+        """The declaration of the vector that a loop over `v` makes for a streaming store."""
         name = f"n{self.temporaries}"
         self.temporaries += 1
         self.collected[stmt] = name, v

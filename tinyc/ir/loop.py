@@ -205,6 +205,11 @@ def substitute_load(load: Load, mapping: Mapping[Var, Affine]) -> Load:
     return fresh
 
 
+def converted(value: Expr, dtype: DType) -> Expr:
+    """A number as one of another dtype."""
+    return value if value.dtype is dtype else Apply(Op.CAST, (value,), dtype)
+
+
 def free_vars(root: Expr) -> frozenset[Var]:
     """The loop variables that an expression depends on."""
     found: set[Var] = set()

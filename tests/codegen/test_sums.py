@@ -1,0 +1,144 @@
+"""Long sums: no less accurate than numpy's, the same for any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from running import Compiled, buffers
+
+from tinyc.codegen import sums
+from tinyc.codegen.interpret import run_kernels
+from tinyc.ir import build as b
+from tinyc.ir.dtype import f32, f64
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import (
+    Alloc,
+    Const,
+    For,
+    Load,
+    LoopKernel,
+    Stmt,
+    Storage,
+    Store,
+    loads_of,
+    statements,
+)
+from tinyc.ir.node import Node
+
+ZERO = Affine.const_of(0)
+# Sums and the axes they go over: rows, columns, all of it, what a batch norm needs.
+CASES = [
+    ((2000, 64), (1,)), ((500, 1000), (1,)), ((300, 1001), (1,)), ((200, 4096), (1,)),
+    ((40, 50257), (1,)), ((6, 300_000), (1,)), ((3000, 64), (0,)), ((64, 16, 28, 28), (0, 2, 3)),
+    ((32, 700, 40), (1,)), ((32, 70, 40), (0, 2)),
+]  # fmt: skip
+WHOLE = [4096, 100_000, 1 << 20, (1 << 22) + 5]
+
+
+def error(got: np.ndarray, exact: np.ndarray) -> float:
+    """The root of the mean square of the errors."""
+    return float(np.sqrt(np.mean(np.square(got.astype(np.float64) - exact))))
+
+
+def draw(shape: tuple[int, ...], kind: str, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values = rng.random(shape) if kind == "positive" else rng.standard_normal(shape)
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["positive", "around zero"])
+@pytest.mark.parametrize(("shape", "axes"), CASES, ids=str)
+def test_sums_are_as_accurate_as_numpys(shape: tuple, axes: tuple, kind: str) -> None:
+    array = draw(shape, kind)
+    (x,), memory = buffers(array)
+    (got,) = Compiled([b.sum_(x, axes)])(memory)
+    exact = array.astype(np.float64).sum(axes)
+    assert error(got, exact) <= 1.02 * error(array.sum(axes), exact)
+
+
+@pytest.mark.parametrize("kind", ["positive", "around zero"])
+@pytest.mark.parametrize("n", WHOLE)
+def test_sums_of_everything_are_as_accurate_as_numpys(n: int, kind: str) -> None:
+    (x,), _ = buffers(draw((n,), kind))
+    compiled = Compiled([b.sum_(x), b.sum_(b.mul(x, x))])
+    mine, numpys = [], []
+    seeds = max(16, min(500, (1 << 26) // n))
+    for seed in range(seeds):
+        array = draw((n,), kind, seed)
+        exact = array.astype(np.float64)
+        got = compiled({1: array})
+        want = exact.sum(), np.square(exact).sum()
+        mine.append([g - w for g, w in zip(got, want)])
+        numpys.append([array.sum() - want[0], np.square(array).sum() - want[1]])
+    for m, theirs in zip(np.transpose(mine), np.transpose(numpys)):
+        assert error(m, np.zeros(seeds)) <= 1.02 * error(theirs, np.zeros(seeds))
+
+
+def rows(x: Node) -> list[Node]:
+    mean = b.mul(b.sum_(x, (1,), keepdims=True), 1 / x.shape[1])
+    centred = b.sub(x, b.expand(mean, x.shape))
+    return [b.sum_(b.mul(centred, centred), (1,)), b.sum_(x, (0,)), b.sum_(x)]
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    (x,), memory = buffers(draw((130, 5000), "around zero"))
+    compiled = Compiled(rows(x), split=True)
+    first = compiled(memory, 1)
+    for threads in (2, 3, 5):
+        for one, other in zip(first, compiled(memory, threads)):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("places", "want"), [
+    ({7: np.inf}, np.inf), ({7: np.inf, 9000: -np.inf}, np.nan), ({12_345: np.nan}, np.nan),
+    ({1: 3e38, 9000: 3e38}, np.inf),
+])
+def test_infinities_and_nan_come_through(places: dict[int, float], want: float) -> None:
+    array = np.ones(20_000, np.float32)
+    for place, value in places.items():
+        array[place] = value
+    (x,), memory = buffers(array)
+    for split in (False, True):
+        np.testing.assert_equal(Compiled([b.sum_(x)], split=split)(memory)[0], np.float32(want))
+
+
+extents = st.integers(1, 9)
+
+
+@st.composite
+def nests(draw: st.DrawFn) -> tuple[Stmt, ...]:
+    """r = 0; some loops: r += x[..]; y[0] = r."""
+    x, y = Storage("x", 1024, f32, "slot"), Storage("y", 1, f32, "slot")
+    r = Storage("r", 1, f32, "register")
+    loops = [Var(name, draw(extents)) for name in "abc"[:draw(st.integers(1, 3))]]
+    at = ZERO
+    for v in loops:
+        at = at * v.extent + Affine.of(v)
+    nest: Stmt = Store(r, ZERO, Load(x, at), "sum")
+    for v in reversed(loops):
+        nest = For(v, (nest,))
+    return (Alloc(r), Store(r, ZERO, Const(0.0, f32)), nest, Store(y, ZERO, Load(r, ZERO)))
+
+
+def run(body: tuple[Stmt, ...]) -> float:
+    slots = {}
+    for s in statements(body):
+        if isinstance(s, Store):
+            for storage in (s.storage, *(x.storage for x in loads_of(s))):
+                if storage.role == "slot":
+                    slots[storage] = np.arange(storage.size, dtype=np.float32) % 7
+    run_kernels([LoopKernel("k", body, (), Var("chunk", 1))], slots)
+    return next(float(a[0]) for s, a in slots.items() if s.name == "y")
+
+
+@given(nests(), st.integers(1, 20))
+def test_blocks_keep_results(body: tuple[Stmt, ...], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums, "BLOCK", most)
+        after = sums.in_blocks(body)
+    assert run(body) == run(after)
+    points = np.prod([s.var.extent for s in statements(body) if isinstance(s, For)])
+    wide = [s for s in statements(after) if isinstance(s, Alloc) and s.storage.dtype is f64]
+    assert len(wide) == (points > most)
