@@ -41,11 +41,8 @@ class Figures:
 
 
 def program_for(outputs: Sequence[Node], isa: Isa, rows: int = 0) -> Program:
-    """A graph's program for an instruction set, its tiles of another height if `rows` says so.
-
-    Nothing goes past the caches, since that moves whole vectors whatever made them.
-    """
-    target = replace(CPU, lanes=isa.lanes, tile_rows=rows or isa.tile_rows, l3=1 << 40)
+    """A graph's program for an instruction set, its tiles of another height if `rows` says so."""
+    target = replace(CPU, lanes=isa.lanes, tile_rows=rows or isa.tile_rows)
     leaves = tuple(canonical_key(outputs)[1])
     return pipeline.build_program(tuple(outputs), leaves, target)[0]
 
