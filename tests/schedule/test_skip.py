@@ -226,3 +226,28 @@ def test_any_chain_with_edges(steps, gradient, odd, lengths):
         scores = WRITTEN[name](scores)
     y = linear.matmul(scores, v)
     check(([y, *(vjp([y], [g], [q, k, v]) if gradient else [])], memory))
+
+
+def in_two_kernels(arrays: list[np.ndarray], **options) -> Case:
+    """Attention whose gradient waits for all of its result, so that the shares cross kernels."""
+    (q, k, v, g), memory = buffers(*arrays)
+    y = attention.attention(q, k, v, **{"causal": True, **options})
+    g = b.mul(g, b.sum_(b.boundary(y)))
+    return [y, *vjp([y], [g], [q, k, v])], memory
+
+
+def test_shares_that_cross_kernels_are_left_out_in_both():
+    outputs, memory = in_two_kernels(operands())
+    plan = plan_of(outputs)
+    homes = {nest.number for nest in plan.nests for s in nest.stages() if s.limits}
+    assert len(homes) == 2
+    check((outputs, memory))
+    check((outputs, memory), native)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("which", range(4))
+def test_odd_numbers_across_kernels(odd, which):
+    arrays = operands()
+    arrays[which][1, 5, 3] = odd
+    check(in_two_kernels(arrays))

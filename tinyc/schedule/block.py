@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from tinyc.diagnostics import Remark
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Expr, Read
 from tinyc.ir.plan import Buf, Leaf, Loop, Plan, Stage, Tree, stages_of
 from tinyc.ir.program import Target
-from tinyc.schedule.skip import Edge, asks_indices, find_edge, limit_columns
+from tinyc.schedule.skip import (
+    Edge,
+    Kept,
+    asks_indices,
+    find_edge,
+    limit_columns,
+    outer_loops,
+)
 
 MIN_ROWS = 32
 # Rows of a block that is cut for its edge alone.
@@ -28,24 +36,32 @@ SHARE = 4
 
 def block_rows(plan: Plan, target: Target) -> list[Remark]:
     """Cut rows where that pays and is legal; changes the stages, which then are placed anew."""
-    remarks = []
-    for body, around in list(bodies(plan)):
+    chosen: list[tuple[list[Stage], dict[Stage, Var], int, Edge | None]] = []
+    kept: dict[Buf, Kept] = {}
+    for body, around in bodies(plan):
         rows, size = choose_rows(body, around, plan, target) or ({}, 0)
-        edge = choose_edge(body, rows, size, around, plan)
+        edge = choose_edge(body, rows, size, around, plan, kept)
         if edge is not None:
             rows, size = edge.rows, edge_size(edge, size)
-        if not rows:
-            continue
-        first, blocks = body[0], cut(plan, rows, size)
-        for stage, block in blocks.items():
-            stage.block = block if stage.kind == "contract" else None
-        if edge is not None:
-            limit_columns(plan, body, edge, around, size, blocks, cut(plan, edge.columns, size))
-        remarks.append(Remark(
-            "applied", "block", first.name, f"runs in blocks of {size} complete rows" + (
-                "" if edge is None else ", each as far as its columns count"),
-            first.node.origin, {"rows": size, "members": len(rows)}))
-    return remarks
+            kept.update((stage.buf, value) for stage, value in edge.kept.items())
+        if rows:
+            chosen.append((body, rows, size, edge))
+    checks: dict[tuple, Stage] = {}
+    return [cut_body(plan, *each, checks) for each in chosen]
+
+
+def cut_body(plan: Plan, body: list[Stage], rows: dict[Stage, Var], size: int, edge: Edge | None,
+             checks: dict[tuple, Stage]) -> Remark:
+    """Cut the rows of a body into blocks, and its columns where there is an edge."""
+    first, blocks = body[0], cut(plan, rows, size)
+    for stage, block in blocks.items():
+        stage.block = block if stage.kind == "contract" else None
+    if edge is not None:
+        limit_columns(plan, body, edge, size, blocks, cut(plan, edge.columns, size), checks)
+    return Remark(
+        "applied", "block", first.name, f"runs in blocks of {size} complete rows" + (
+            "" if edge is None else ", each as far as its columns count"),
+        first.node.origin, {"rows": size, "members": len(rows)})
 
 
 def bodies(plan: Plan) -> Iterator[tuple[list[Stage], set[Var]]]:
@@ -83,11 +99,11 @@ def choose_rows(body: list[Stage], around: set[Var], plan: Plan,
 
 
 def choose_edge(body: list[Stage], rows: dict[Stage, Var], size: int, around: set[Var],
-                plan: Plan) -> Edge | None:
+                plan: Plan, kept: dict[Buf, Kept]) -> Edge | None:
     """What can be left out beyond an edge of rows and columns, if there is such an edge."""
     if not any(asks_indices(s.expr) for s in body):
         return None
-    classes, tried = Classes(body), set()
+    classes, tried, loops = Classes(body, kept), set(), outer_loops(plan, body[0], around)
     for value in [s for s in body if between(s, body)]:
         names = plan.mapping[value]
         free = [v for v in value.axes if names.get(v, v) not in around and v.extent > 1]
@@ -100,7 +116,7 @@ def choose_edge(body: list[Stage], rows: dict[Stage, Var], size: int, around: se
             if not chosen or not columns or (rows and chosen != rows) or chosen[value] is not r:
                 continue
             if all(may_cut(s, chosen[s], body) and stands_alone(s, c) for s, c in columns.items()):
-                edge = find_edge(plan, body, chosen, columns)
+                edge = find_edge(plan, body, chosen, columns, loops, kept)
                 if edge is not None and edge_size(edge, size):
                     return edge
     return None
@@ -154,7 +170,7 @@ def may_cut(stage: Stage, v: Var, body: list[Stage]) -> bool:
 class Classes:
     """Which variables of a body's members run in step, because one reads what the other makes."""
 
-    def __init__(self, body: list[Stage]):
+    def __init__(self, body: list[Stage], kept: Mapping[Buf, Kept] = MappingProxyType({})):
         self.parent: dict[Var, Var] = {}
         self.broken: set[Var] = set()
         made = {s.buf: s for s in body}
@@ -163,13 +179,15 @@ class Classes:
             for read in stage.reads:
                 maker = made.get(read.buf)
                 if maker is not None:
-                    self.note(read, maker)
+                    self.note(read, maker.axes)
+                elif read.buf in kept:
+                    self.note(read, kept[read.buf].axes)
                 elif read.buf.storage in storages:  # a part of what a member makes
                     self.broken.update(v for i in read.index for v in i.free_vars())
 
-    def note(self, read: Read, maker: Stage) -> None:
-        """A read of a member's value at plain variables joins them with the maker's axes."""
-        for index, axis in zip(read.index, maker.axes):
+    def note(self, read: Read, axes: tuple[Var, ...]) -> None:
+        """A read of a value at plain variables joins them with the axes of its maker."""
+        for index, axis in zip(read.index, axes):
             v = index.as_var()
             if v is not None and not read.guard:
                 self.parent[self.root(v)] = self.root(axis)
