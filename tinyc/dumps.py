@@ -20,7 +20,7 @@ import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import Origin, format_origin, warn_once
-from tinyc.ir.program import CPU, KernelInfo, Program, Target
+from tinyc.ir.program import CPU, LANGUAGES, KernelInfo, Program, Target
 from tinyc.ir.program_text import count, fusion_texts, places
 from tinyc.ir.steps import Step
 from tinyc.version import __version__
@@ -169,10 +169,14 @@ def target_text(target: Target) -> str:
 
 def target_from(values: Mapping[str, object]) -> Target:
     """Return the usual CPU with some values others. ValueError says what is not one of them."""
+    numbers = [name for name, value in asdict(CPU).items() if isinstance(value, int)]
     for name, value in values.items():
-        if name not in asdict(CPU) or type(value) is not int or value < 1:
-            known = ", ".join(asdict(CPU))
-            raise ValueError(f"{name}={value}: expected a positive integer for one of {known}")
+        if name == "language" and value in LANGUAGES:
+            continue
+        if name not in numbers or type(value) is not int or value < 1:
+            known = ", ".join(numbers)
+            raise ValueError(f"{name}={value}: expected a positive integer for one of {known}, or "
+                             f"language={' or '.join(LANGUAGES)}")
     return Target(**{**asdict(CPU), **values})
 
 

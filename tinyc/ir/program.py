@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import networkx
 
 
+LANGUAGES = ("c", "opencl")
+
+
 @dataclass(frozen=True)
 class Target:
     """What schedules need to know of a machine.
@@ -21,7 +24,7 @@ class Target:
     `lanes` f32 numbers fit a vector; `tile_rows` rows of accumulators fit the registers; `l1`,
     `l2`, `l3` are bytes of cache. A parallel loop has up to `chunks` chunks, each worth
     `serial_work` / 2 weighted operations or more, and each with up to `private_bytes` of sums of
-    its own. Kernels are written in `language`.
+    its own. Kernels are written in `language`, one of LANGUAGES.
     """
 
     lanes: int
