@@ -43,6 +43,7 @@ from tinyc.schedule.memory import memory_text, plan_memory
 from tinyc.schedule.order import order_by_memory
 from tinyc.schedule.padded import read_padded
 from tinyc.schedule.recompute import recompute
+from tinyc.schedule.remake import remake
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
 
@@ -70,17 +71,18 @@ def fuse_stages(plan: Plan, target: Target) -> None:
     plan.remarks += fuse(plan, target, config.current().fuse)
 
 
-def block_stages(plan: Plan, target: Target) -> None:
-    """Place the stages again, with rows of chained contractions in blocks."""
-    place_anew(plan, target, block_rows(plan, target) if config.current().fuse else [])
-
-
 def recompute_stages(plan: Plan, target: Target) -> None:
-    """Place the stages again, with cheap values computed where they are needed."""
+    """Place the stages again, with values computed, or read elsewhere, where they are needed."""
     if config.current().fuse:
         place_anew(plan, target, read_padded(plan))
         place_anew(plan, target, recompute(plan))
+        place_anew(plan, target, remake(plan))
+
+
+def block_stages(plan: Plan, target: Target) -> None:
+    """Place the stages again, with rows of chained contractions in blocks."""
     if config.current().fuse:
+        place_anew(plan, target, block_rows(plan, target))
         require_hints(plan)
 
 
@@ -123,10 +125,10 @@ PLAN = (
     # Views are gone: every stored value is loops over one expression of reads.
     Pass("fuse", fuse_stages),
     # Every stage has its place in a loop tree; one tree is one kernel.
-    Pass("block", block_stages),
-    # What lies between two contractions of one kernel fits the second-level cache.
     Pass("recompute", recompute_stages),
     # What crosses from one kernel to another is dear, or read by a contraction.
+    Pass("block", block_stages),
+    # What lies between two contractions of one kernel fits the second-level cache.
     Pass("arrays", contract_arrays),
     # What only one kernel uses has no dimension that its loops share, and no memory.
     Pass("lower", lower_stages),
