@@ -314,18 +314,18 @@ def test_a_host_device_holds_arrays_and_runs_no_source(make_program):
 
 
 def test_cpus_within_a_quota(tmp_path):
-    assert cgroup_cpus(str(tmp_path)) > 1000
+    assert cgroup_cpus(str(tmp_path), "") > 1000
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cgroup_cpus(str(tmp_path)) > 1000
+    assert cgroup_cpus(str(tmp_path), "") > 1000
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert cgroup_cpus(str(tmp_path)) == 2
+    assert cgroup_cpus(str(tmp_path), "") == 2
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cgroup_cpus(str(tmp_path)) == 1
+    assert cgroup_cpus(str(tmp_path), "") == 1
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert cgroup_cpus(str(tmp_path)) > 1000
+    assert cgroup_cpus(str(tmp_path), "") > 1000
     assert 1 <= cpu_count() <= (os.cpu_count() or 1)
 
 

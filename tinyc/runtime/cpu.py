@@ -7,6 +7,7 @@ memory; the device has one of each, grown to the largest program, so runs take t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -284,16 +285,34 @@ def cpu_count() -> int:
     return max(1, min(available, cgroup_cpus()))
 
 
-def cgroup_cpus(root: str = "/sys/fs/cgroup") -> int:
-    """Return the CPUs that the cgroup's quota pays for, rounded up; a large number if unlimited.
+def cgroup_cpus(root: str = "/sys/fs/cgroup", member: str = "/proc/self/cgroup") -> int:
+    """Return the CPUs that cgroup quotas pay for, rounded up; a large number if unlimited.
 
-    Containers see their own cgroup at the root of the mount, so only that is read.
+    `member` lists the process's groups, one for each controller of version 1; each group between
+    the root and the process may have a quota. In a container the root of the mount is its group.
     """
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+    groups = [("", ""), ("cpu", "")]
+    with contextlib.suppress(OSError):
+        for line in Path(member).read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or "cpu" in controllers.split(","):
+                groups.append(("cpu" if controllers else "", path.strip("/")))
+    quotas = [
+        quota
+        for mount, path in groups
+        for folder in (path, *map(str, Path(path).parents))
+        if (quota := _quota(Path(root, mount, folder))) is not None
+    ]
+    return min(quotas, default=1 << 30)
+
+
+def _quota(folder: Path) -> int | None:
+    """Return the CPUs that one group's quota pays for, if it has one."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = " ".join(Path(root, name).read_text() for name in names).split()
+            quota, period = " ".join(Path(folder, name).read_text() for name in names).split()
             if int(quota) > 0:
                 return math.ceil(int(quota) / int(period))
         except (OSError, ValueError):  # not there, or "max"
             continue
-    return 1 << 30
+    return None
