@@ -96,7 +96,7 @@ def place_anew(plan: Plan, target: Target, changes: list[Remark]) -> None:
 
 def lower_stages(plan: Plan, target: Target) -> None:
     """Turn each nest into the loop IR of a kernel."""
-    if config.current().tune:
+    if config.current().tune and target.language == "c":
         from tinyc import tuning
 
         tuning.tune(plan, target)

@@ -21,6 +21,7 @@ from tinyc import checking
 from tinyc.codegen import c, cpu
 from tinyc.codegen.alternatives import MOST, alternatives, offered, together
 from tinyc.codegen.count import kernel_info
+from tinyc.codegen.lines import Far, far_stores
 from tinyc.codegen.lower import lower_nest
 from tinyc.diagnostics import (
     CompileError,
@@ -93,8 +94,9 @@ def tune(plan: Plan, target: Target) -> None:
         compiler = find_compiler().version
     except CompilerNotFound:
         return  # the kernels are for Python
-    for nest in plan.nests:
-        usual = way(plan, nest, target, RULES)
+    lowered = [lower_nest(replace(plan, storages=[]), nest, target) for nest in plan.nests]
+    for nest, far in zip(plan.nests, far_stores(lowered, target)):
+        usual = way(plan, nest, target, RULES, far)
         if usual is None or not worth_it(usual):
             continue
         key = make_key("tuned", __version__, repr(target), cpu_features(), compiler, usual.text())
@@ -102,7 +104,7 @@ def tune(plan: Plan, target: Target) -> None:
         if found is None:
             with recorder.span("tune", "compile", kernel=kernel_name(nest)), \
                     recorder.recording(None):
-                found = tried(plan, nest, target, usual)
+                found = tried(plan, nest, target, usual, far)
             store(key, found)
         known[key] = found
         plan.choices[nest] = found.choices
@@ -145,11 +147,14 @@ class Way:
         return Unit(self.program.source, self.program.libm, parts=self.program.parts)
 
 
-def way(plan: Plan, nest: Nest, target: Target, choices: Choices) -> Way | None:
-    """One kernel made by some choices; None where they can't be followed."""
+def way(plan: Plan, nest: Nest, target: Target, choices: Choices, far: Far) -> Way | None:
+    """One kernel made by some choices, None where they can't be followed.
+
+    It stores to `far` past the caches.
+    """
     try:
         lowered = lower_nest(replace(plan, storages=[]), nest, target, choices)
-        kernel = cpu.schedule(lowered, target, choices)
+        kernel = cpu.schedule(lowered, target, choices, far)
     except ScheduleError:
         return None
     reads, writes = kernel_accesses(kernel)
@@ -165,12 +170,12 @@ def way(plan: Plan, nest: Nest, target: Target, choices: Choices) -> Way | None:
                [s for s in slots if s in writes and s in reads])
 
 
-def other_ways(plan: Plan, nest: Nest, target: Target, usual: Way) -> list[Way]:
+def other_ways(plan: Plan, nest: Nest, target: Target, usual: Way, far: Far) -> list[Way]:
     """The kernel by other choices, each text once."""
     texts = {usual.text()}
     found: list[Way] = []
     for choices in alternatives(lower_nest(replace(plan, storages=[]), nest, target), target):
-        other = way(plan, nest, target, choices)
+        other = way(plan, nest, target, choices, far)
         if other is not None and other.text() not in texts and len(found) < MOST:
             texts.add(other.text())
             found.append(other)
@@ -180,15 +185,15 @@ def other_ways(plan: Plan, nest: Nest, target: Target, usual: Way) -> list[Way]:
 # -- trials ----------------------------------------------------------------------------------------
 
 
-def tried(plan: Plan, nest: Nest, target: Target, usual: Way) -> Found:
+def tried(plan: Plan, nest: Nest, target: Target, usual: Way, far: Far) -> Found:
     """Time a kernel made by the rules and by other choices, and choose."""
-    ways = [usual, *other_ways(plan, nest, target, usual)]
+    ways = [usual, *other_ways(plan, nest, target, usual, far)]
     terms = max((elements(stage.red) for stage in nest.stages()), default=1)
     bench = Bench(ways, max(terms, 1))
     times = bench.race(bench.hopeful(ways), SECONDS)
     better = faster(times, usual)
     if len(better) > 1:
-        both = way(plan, nest, target, together([w.choices for w in better]))
+        both = way(plan, nest, target, together([w.choices for w in better]), far)
         if both is not None and both.text() not in {w.text() for w in ways}:
             ways.append(both)
             bench.add([both])

@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +250,32 @@ def test_profiles_and_small_kernels_are_left_alone(
     runs = len(clock.runs)
     monkeypatch.setattr(tuning, "SMALL", 1 << 40)
     assert not remarks(lambda: product(3.0)) and len(clock.runs) == runs
+
+
+def test_kernels_are_tried_as_the_program_has_them(clock: Clock, monkeypatch) -> None:
+    """Stores past the caches, and rows that are asked for ahead, are in what is tried."""
+    sources: list[str] = []
+    real = tuning.way
+
+    def way(*args) -> tuning.Way | None:
+        made = real(*args)
+        if made is not None:
+            sources.append(made.program.source)
+        return made
+
+    monkeypatch.setattr(tuning, "way", way)
+    machine = compiler.host_target()
+    small = replace(machine, l2=1 << 14, l3=1 << 16)
+    monkeypatch.setattr(compiler, "host_target", lambda: small)
+    x = tinyc.Tensor(np.random.default_rng(3).random((64, 1024), np.float32))
+    streamed = (x * 2.0 + 1.0).numpy()
+    np.testing.assert_allclose(streamed, x.numpy() * 2.0 + 1.0, rtol=1e-6)
+    (program,) = [e.program for e in compiler._programs.values()]
+    assert sources
+    if machine.lanes > 1:
+        assert all("tc_stream(a" in text for text in (program.source, sources[0]))
+    sources.clear()
+    rows = x.softmax(-1).numpy()
+    np.testing.assert_allclose(rows.sum(1), np.ones(64), rtol=1e-5)
+    if machine.lanes > 1:
+        assert "prefetch" in sources[0]

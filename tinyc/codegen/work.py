@@ -8,6 +8,7 @@ from __future__ import annotations
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, FloorDiv, Mod, Var
 from tinyc.ir.loop import (
+    Alloc,
     Apply,
     Check,
     For,
@@ -16,6 +17,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     MicroKernel,
     MicroPack,
+    Prefetch,
     Stmt,
     Store,
     walk,
@@ -79,7 +81,7 @@ class Pricer:
         if stmt.kind.startswith("chunk"):
             times /= self.chunks
         n = stmt.var.extent if stmt.limit is None else mean_range(stmt)
-        simple = all(isinstance(s, Store) for s in stmt.body if type(s).__name__ != "Alloc")
+        simple = all(isinstance(s, (Store, Alloc, Prefetch)) for s in stmt.body)
         if stmt.kind.endswith("simd") and simple:
             stores = [s for s in stmt.body if isinstance(s, Store)]
             if all(is_vector(s, stmt.var) for s in stores):

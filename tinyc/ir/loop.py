@@ -456,6 +456,9 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
     def swap(stmt: Stmt) -> Stmt:
         if isinstance(stmt, Alloc):
             return Alloc(fresh.get(stmt.storage, stmt.storage))
+        if isinstance(stmt, Prefetch):
+            return Prefetch(replace(stmt.load, storage=fresh.get(stmt.load.storage,
+                                                                 stmt.load.storage)))
         if isinstance(stmt, Store):
             at = stmt.index.map_data(lambda e: rewrite(e, leaf, lambda a: a))
             return replace(stmt, storage=fresh.get(stmt.storage, stmt.storage), index=at,
