@@ -289,8 +289,10 @@ def lane_count(inner: For, alone: bool, lanes: int, vectors: int | None = None) 
     n = inner.var.extent
     if vectors is not None and n >= 2 * vectors * lanes:
         return vectors * lanes
+    if n >= 32 * lanes:
+        return 4 * lanes
     if alone:
-        return 4 * lanes if n >= 32 * lanes else lanes if n >= 2 * lanes else 0
+        return lanes if n >= 2 * lanes else 0
     if n >= 8 * lanes:
         return lanes
     return n if 4 <= n <= WIDEST_LANES else lanes if n > lanes else 0
