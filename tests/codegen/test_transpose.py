@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from running import Compiled, Memory, buffers, interpreted
+from running import Compiled, Memory, buffers, interpreted, plan_of
 
 from tinyc.ir import build as b
 from tinyc.ir.evaluate import evaluate
+from tinyc.ir.loop import Prefetch, statements
 from tinyc.ir.node import Node
+from tinyc.ir.program import CPU
 
 ORDERS = [
     ((70, 133), (1, 0)),
@@ -81,6 +85,19 @@ def test_what_pads_reads_its_own_way() -> None:
     (x,), memory = buffers(numbers((40, 50), np.float32))
     padded = b.pad(b.permute(x, (1, 0)), (1, 2), (1, 0))
     assert packs(check(b.materialize(padded), memory)) == 0
+
+
+def test_a_tile_asks_for_the_rows_of_the_next() -> None:
+    (x,), memory = buffers(numbers((200, 300), np.float32))
+    out = b.materialize(b.permute(x, (1, 0)))
+
+    def asked(l2: int) -> list[Prefetch]:
+        (kernel,) = plan_of([out], target=replace(CPU, l2=l2)).kernels
+        return [s for s in statements(kernel.body) if isinstance(s, Prefetch)]
+
+    assert len(asked(200 * 300 * 4 - 1)) == 64 * 4 // 64, "each line of a row of a whole tile"
+    assert not asked(200 * 300 * 4)
+    np.testing.assert_array_equal(Compiled([out], l2=1)(memory)[0], memory[1].T)
 
 
 def test_every_thread_has_tiles() -> None:

@@ -5,10 +5,11 @@ and rows that lie a power of two apart throw each other out of the cache.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tinyc.codegen import primitives as p
+from tinyc.codegen.lines import LINE
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -18,6 +19,7 @@ from tinyc.ir.loop import (
     If,
     Load,
     MicroPack,
+    Prefetch,
     Stmt,
     Storage,
     Store,
@@ -38,7 +40,8 @@ NARROWEST = 4
 @dataclass(frozen=True)
 class Crossing:
     """A perfect nest of loops, the variable along which it stores, the one along which it reads
-    the operands `across`, and the sides of its tiles."""
+    the operands `across`, and the sides of its tiles. Those `far` are larger than a core's cache.
+    """
 
     loops: tuple[For, ...]
     body: tuple[Stmt, ...]
@@ -47,6 +50,7 @@ class Crossing:
     across: tuple[Load, ...]
     sides: Mapping[Var, int]
     lanes: int
+    far: tuple[Load, ...]
 
 
 def in_tiles(body: tuple[Stmt, ...], target: Target, chunk: Var) -> tuple[Stmt, ...]:
@@ -92,7 +96,8 @@ def match(stmt: For, target: Target, chunk: Var) -> Crossing | None:
         while outer in sides and sides[outer] >= 2 * lanes and (
                 outer.extent // sides[outer] < chunk.extent):
             sides[outer] //= 2
-        return Crossing(loops, body, along, v, found, sides, lanes)
+        far = tuple(x for x in found if x.storage.nbytes > target.l2)
+        return Crossing(loops, body, along, v, found, sides, lanes, far)
     return None
 
 
@@ -203,7 +208,20 @@ class Tiles:
         at = Affine.of(i) * wide + Affine.of(j)
         names = {t.against: first[t.against] + Affine.of(i), t.along: first[t.along] + Affine.of(j)}
         body = tuple(substitute_stmt(self.with_copies(s, at), names) for s in t.body)
-        return (*out, For(i, (For(j, p.renamed(body)),)))
+        ahead = self.next_rows(i, first, size)
+        return (*out, For(i, (*ahead, For(j, p.renamed(body)))))
+
+    def next_rows(self, i: Var, first: Mapping[Var, Affine],
+                  size: Mapping[Var, int]) -> Iterator[Prefetch]:
+        """What asks, for each row that a tile stores, for one that the next tile reads."""
+        t = self.nest
+        if size[t.against] != size[t.along]:
+            return
+        for x in t.far:
+            for start in range(0, size[t.against], LINE // x.dtype.itemsize):
+                yield Prefetch(substitute_load(x, {
+                    t.against: first[t.against] + start,
+                    t.along: first[t.along] + size[t.along] + Affine.of(i)}))
 
     def with_copies(self, stmt: Stmt, at: Affine) -> Stmt:
         """A statement that reads the transposed operands at `at` in their tiles."""
