@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -181,14 +183,32 @@ def test_the_input_gradient_of_a_convolution_is_one_contraction():
     assert contract.shape == (2, 3, 6, 5)  # the padding of x is not computed
 
 
+# (stride, kernel): contractions of gradients whose remainders have unequal numbers of taps.
+REMAINDERS = {((2, 2), (3, 3)): 4, ((3, 2), (3, 3)): 6, ((1, 2), (3, 3)): 2,
+              ((1, 2), (1, 3)): 2, ((2, 2), (1, 3)): 2, ((3, 2), (1, 3)): 2}
+
+
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (3, 2), (4, 4)])
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 2), (1, 1), (1, 3), (5, 4)])
 @pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
 def test_input_gradients_of_strided_convolutions(stride, kernel, padding):
     after, _ = check(input_gradient((9, 8), kernel, stride=stride, padding=padding))
     kinds = ops(after)
-    assert kinds.count(Op.CONTRACT) == 1
+    assert kinds.count(Op.CONTRACT) == REMAINDERS.get((stride, kernel), 1)
     assert Op.FOLD not in kinds
+
+
+def test_the_taps_of_each_remainder_of_a_strided_gradient_are_multiplied_once():
+    """2 + 1 taps along each axis, as there are, and no zeros beside the one."""
+    after, names = check(input_gradient((8, 8), (3, 3), stride=(2, 2), padding=(1, 1)))
+    assert names.count("folds_of_contract") == 1
+    taps = []
+    for n in toposort(after):
+        if n.op is Op.CONTRACT:
+            la, _, lo = n.attrs
+            summed = [size for label, size in zip(la, n.src[0].shape) if label not in lo]
+            taps.append(math.prod(summed) // 4)
+    assert sorted(taps) == [1, 2, 2, 4]
 
 
 def test_a_strided_gradient_multiplies_no_inserted_zeros():
@@ -281,4 +301,5 @@ def test_a_training_graph_keeps_its_values():
     grads = vjp([loss], [b.const(1.0, f64)], [x, kernel, *weights])
     after, _ = check(loss, *grads)
     assert Op.FOLD not in ops(after)
-    assert ops(after).count(Op.CONTRACT) == ops([loss, *grads]).count(Op.CONTRACT)
+    # Rows of the image at even and at odd places have gradients by contractions of their own.
+    assert ops(after).count(Op.CONTRACT) == ops([loss, *grads]).count(Op.CONTRACT) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -185,6 +186,8 @@ def fold_of_contract(n: Node) -> Node | None:
     if sides is None or _extent(inner, place) != shape[axis] or _extent(inner, tap) != shape[-1]:
         return None
     g, lg, w, lw = sides
+    if _is_uneven(n) and _is_tap(inner, groups[-2][0], lg):
+        return None  # the taps of another axis are folded next, and both at once by the other rule
     steps, blocks = -(-shape[-1] // stride), -(-extent // stride)
     w = _split_taps(w, lw.index(tap), steps, stride)
     g = _window_padded(g, lg.index(place), blocks, steps, dilation)
@@ -196,6 +199,88 @@ def fold_of_contract(n: Node) -> Node | None:
     out = tuple(label for group in groups for label in group)
     y = _contract((g, w), (*lg, tap), lw, out)
     return _merge_axes(y, groups, n.shape)
+
+
+@rule(Op.FOLD)
+def folds_of_contract(n: Node) -> Node | None:
+    """fold(.. fold(contract(g, w))) -> interleaved contract(window(pad g), flip w[r::s]), ..
+
+    One contraction for each remainder r of every axis, where there are more taps for some than for
+    others: as by the rule above, but no taps of zeros are added to have as many for each.
+    """
+    folds = [n]
+    while folds[-1].src[0].op is Op.FOLD:
+        folds.append(folds[-1].src[0])
+    folds.reverse()
+    inner = folds[0].src[0]
+    if inner.op is not Op.CONTRACT or not any(map(_is_uneven, folds)):
+        return None
+    labels = list(inner.attrs[2])
+    places = [f.attrs[0] for f in folds]
+    found = [_sides(inner, labels[f.attrs[0]], labels[-1 - k]) for k, f in enumerate(folds)]
+    if len(set(found)) != 1 or found[0] is None or len(set(places)) < len(folds):
+        return None
+    if any(map(_is_sparse, folds)):
+        return None
+    if _is_tap(inner, labels[-1 - len(folds)], found[0][1]):
+        return None
+    strides = [f.attrs[2] for f in folds]
+    pieces = [_remainders(folds, rest, labels, found[0])
+              for rest in itertools.product(*map(range, strides))]
+    y = _interleaved(pieces, places, strides)
+    return y if y.shape == n.shape else node(
+        Op.SLICE, (y,), ((0,) * len(n.shape), n.shape, (1,) * len(n.shape)))
+
+
+def _interleaved(pieces: list[Node], places: list[int], strides: list[int]) -> Node:
+    """Pieces, one for each remainder of each of some axes, as one value with these axes whole."""
+    shape = pieces[0].shape
+    whole = node(Op.CAT, tuple(_reshape(y, (1, *shape)) for y in pieces), (0,))
+    order: list[int] = []
+    sizes = []
+    for axis, size in enumerate(shape):
+        inside = [k for k, place in enumerate(places) if place == axis]
+        order += [len(places) + axis, *inside]
+        sizes.append(size * math.prod(strides[k] for k in inside))
+    apart = node(Op.PERMUTE, (_reshape(whole, (*strides, *shape)),), (tuple(order),))
+    return _reshape(apart, tuple(sizes))
+
+
+def _is_tap(contract: Node, label: int, images: Labels) -> bool:
+    """True if a result's last axis but those that are folded is to be folded, too."""
+    return label not in images and _extent(contract, label) > 1
+
+
+def _is_uneven(fold: Node) -> bool:
+    """True if some remainders of a strided fold have more taps than others, and all have one."""
+    _, _, stride, dilation = fold.attrs
+    taps = fold.src[0].shape[-1]
+    return dilation == 1 and taps > stride and taps % stride != 0
+
+
+def _is_sparse(fold: Node) -> bool:
+    """True if some remainders of a fold have no tap."""
+    _, _, stride, dilation = fold.attrs
+    return stride > 1 and (dilation > 1 or fold.src[0].shape[-1] < stride)
+
+
+def _remainders(folds: list[Node], rest: tuple[int, ...], labels: list[int],
+                sides: tuple[Node, Labels, Node, Labels]) -> Node:
+    """The elements of nested folds of a contraction at stride * q + rest, q along each axis."""
+    g, lg, w, lw = sides
+    for k, (fold, r) in enumerate(zip(folds, rest)):
+        axis, extent, stride, dilation = fold.attrs
+        place, tap = labels[axis], labels[-1 - k]
+        size = w.shape[lw.index(tap)]
+        steps = -(-(size - r) // stride)
+        at = lw.index(tap)
+        w = node(Op.SLICE, (w,), (
+            tuple(r + (steps - 1) * stride if d == at else 0 for d in range(len(w.shape))),
+            tuple(steps if d == at else m for d, m in enumerate(w.shape)),
+            tuple(-stride if d == at else 1 for d in range(len(w.shape)))))
+        g = _window_padded(g, lg.index(place), -(-extent // stride), steps, dilation)
+        lg = (*lg, tap)
+    return _contract((g, w), lg, lw, tuple(labels[: -len(folds)]))
 
 
 def _merged_contract(x: Node) -> tuple[Node, list[Labels]] | None:
@@ -278,6 +363,7 @@ RULES = (
     permute_of_contract,
     sum_of_contract,
     slice_of_contract,
+    folds_of_contract,
     fold_of_contract,
 )
 _TABLE = by_op((*RULES, *SIMPLIFY_RULES))
