@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tinyc.codegen import mathfn
@@ -157,17 +157,22 @@ class CScope(Scope):
         a, offsets, lines = self.offsets(stmt.a.storage, stmt.height, stmt.row, stmt.first, base,
                                          pad)
         outer, inner = levels[:-3], levels[-3:]
-        sizes = ", ".join(["1"] * (3 - len(inner)) + ends[-3:])
-        inner = [(1, 0)] * (3 - len(inner)) + inner
-        steps = ", ".join(str(s) for _, s in inner)
-        b = self.storage(stmt.b.storage)
-        call = (f"{self.tile_name(stmt)}({sizes}, {steps}, "
-                f"{a}{{at}}, {offsets}, {b} + {self.index(stmt.b.index)}{{bt}}, {stmt.b_stride}, "
-                f"{self.storage(stmt.tile)} + {self.index(stmt.at)}, {stmt.apart}, {{more}});")
-        if not outer:
-            return [*before, *lines, pad + call.format(at="", bt="", more=self.index(stmt.more))]
-        loops = self.outer_levels(call, outer, inner, ends, stmt.b_stride, pad)
-        return [*before, *lines, *loops]
+        name, b, tile = self.tile_name(stmt), self.storage(stmt.b.storage), self.storage(stmt.tile)
+        calls = []
+        for part in [in_one(inner)] if stmt.limit is not None else depth_parts(inner):
+            sizes = [str(n) for n, _ in part.levels]
+            if stmt.limit is not None and not outer:
+                sizes[-1 if len(inner) == 1 else 0] = ends[0]
+            steps = ", ".join(str(step) for _, step in part.levels)
+            at, bt = (f" + {part.before * n}" if part.before else ""
+                      for n in (inner[-1][1], stmt.b_stride))
+            call = (f"{name}({', '.join(sizes)}, {steps}, {part.many}, {a}{at}{{at}}, {offsets}, "
+                    f"{b} + {self.index(stmt.b.index)}{bt}{{bt}}, {stmt.b_stride}, "
+                    f"{tile} + {self.index(stmt.at)}, {stmt.apart}, {{more}});")
+            more = "1" if part.before else self.index(stmt.more)
+            calls += self.outer_levels(call, outer, inner, ends, stmt.b_stride, pad) if outer else [
+                pad + call.format(at="", bt="", more=more)]
+        return [*before, *lines, *calls]
 
     def tile_name(self, stmt: MicroKernel) -> str:
         """The name of the register tile, which the program then has."""
@@ -237,6 +242,45 @@ def sums_lanes(stmt: Stmt) -> bool:
     """True if a statement clears lanes of sums, or adds to them."""
     return isinstance(stmt, Store) and stmt.storage.role == "register" and (
         stmt.accumulate == "sum" or stmt.value == Const(0.0, stmt.storage.dtype))
+
+
+# The longest chain of additions, where that is for the tile to choose: an error grows with its
+# length, so products are summed in parts, and the parts are summed. Of many parts that chain is
+# long as well: then they are longer.
+SHORT_SUM, LONGEST_SUM, MOST_PARTS_OF_SUM = 96, 128, 64
+
+
+@dataclass(frozen=True)
+class DepthPart:
+    """A part of the depth for one call of the tile: (extent, stride) of three loops, outer first,
+    how many steps of the first one make one sum, and how many points of the depth come before."""
+
+    levels: tuple[tuple[int, int], ...]
+    many: int
+    before: int = 0
+
+
+def depth_parts(levels: list[tuple[int, int]]) -> list[DepthPart]:
+    """The depth, of up to three levels. A single one is cut so that chains of additions are short:
+    into equal parts if there are any, else into parts and a rest."""
+    if len(levels) > 1:
+        return [in_one(levels)]
+    ((n, step),) = levels
+    longest = LONGEST_SUM
+    while n > MOST_PARTS_OF_SUM * longest:
+        longest *= 2
+    lengths = [k for k in range(min(longest, n // 2), longest // 3, -1) if n % k == 0]
+    length = n if n <= SHORT_SUM else lengths[0] if lengths else longest
+    whole = DepthPart(((n // length, length * step), (1, 0), (length, step)), 1)
+    rest = n % length
+    return [whole, replace(in_one([(rest, step)]), before=n - rest)] if rest else [whole]
+
+
+def in_one(levels: list[tuple[int, int]]) -> DepthPart:
+    """The depth, of up to three levels, as one sum. Several are a window, whose short loops
+    compilers unroll; cutting its sum costs 5 %."""
+    first, *middle, last = [(1, 0)] * (2 - len(levels)) + levels
+    return DepthPart((first, middle[0] if middle else (1, 0), last), first[0])
 
 
 def merged_levels(stmt: MicroKernel) -> list[tuple[int, int]]:

@@ -133,31 +133,36 @@ def initials(spaces: tuple[str, ...]) -> str:
 
 
 def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
-    """The register tile: height x (width / lanes) accumulators of `lanes` numbers each."""
+    """The register tile: height x (width / lanes) accumulators of `lanes` numbers each, which are
+    added to the tile after `many` steps of the outermost loop."""
     t, lanes = TYPES[stmt.tile.dtype.name], stmt.lanes
     v, load, store = f"{t}{lanes}", f"vload{lanes}(0, ", f"vstore{lanes}("
     rows, cols = range(stmt.height), range(stmt.width // lanes)
     sums = [(f"c{i}_{j}", f"tile + {i} * apart + {j * lanes}") for i in rows for j in cols]
     lines = [
         f"static void {name}(",
-        "    long n2, long n1, long n0, long s2, long s1, long s0,",
+        "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
         f"    {spaces[0]} const {t} *a, const long *row, {spaces[1]} const {t} *b, long step,",
         f"    {spaces[2]} {t} *tile, long apart, long more) {{",
-        f"  {v} " + ", ".join(f"{c} = ({v})(0)" for c, _ in sums) + ";",
+        f"  {v} " + ", ".join(c for c, _ in sums) + ";",
         f"  {spaces[0]} const {t} " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
-        "  for (long k2 = 0; k2 < n2; k2++)",
-        "    for (long k1 = 0; k1 < n1; k1++) {",
-        "      long o = k2 * s2 + k1 * s1;",
-        "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
-        *(f"        const {v} b{j} = {load}b + {j * lanes});" for j in cols),
-        *(f"        {{ const {v} x = ({v})(a{i}[o]); "
+        "  for (long k2 = 0; k2 < n2; more = 1) {",
+        "    const long stop = k2 + many < n2 ? k2 + many : n2;",
+        "    " + " ".join(f"{c} = ({v})(0);" for c, _ in sums),
+        "    for (; k2 < stop; k2++)",
+        "      for (long k1 = 0; k1 < n1; k1++) {",
+        "        long o = k2 * s2 + k1 * s1;",
+        "        for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+        *(f"          const {v} b{j} = {load}b + {j * lanes});" for j in cols),
+        *(f"          {{ const {v} x = ({v})(a{i}[o]); "
           + " ".join(f"c{i}_{j} = fma(x, b{j}, c{i}_{j});" for j in cols) + " }" for i in rows),
+        "        }",
         "      }",
+        "    if (more) {",
+        *(f"      {c} += {load}{at});" for c, at in sums),
         "    }",
-        "  if (more) {",
-        *(f"    {c} += {load}{at});" for c, at in sums),
+        *(f"    {store}{c}, 0, {at});" for c, at in sums),
         "  }",
-        *(f"  {store}{c}, 0, {at});" for c, at in sums),
         "}",
     ]
     return "\n".join(lines)

@@ -61,21 +61,27 @@ def vector_types(dtype: str, lanes: int) -> list[str]:
 
 
 def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
-    """The register tile: height x (width / lanes) vector accumulators kept in registers."""
+    """The register tile: height x (width / lanes) vector accumulators kept in registers.
+
+    After `many` steps of the outermost loop they begin anew, and are added up in the first cache.
+    """
     t, vectors = TYPES[dtype], width // lanes
     v = f"tc_v{lanes}{dtype}"
     rows, cols = range(height), range(vectors)
+    sums = [f"c{i}_{j}" for i in rows for j in cols]
+    places = [f"*({v}u *)(tile + {i} * apart + {j * lanes})" for i in rows for j in cols]
     lines = [
         *vector_types(dtype, lanes),
         f"static __attribute__((noinline)) void tc_tile_{dtype}_{height}x{width}_{lanes}(",
-        "    long n2, long n1, long n0, long s2, long s1, long s0,",
+        "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
         f"    const {t} *a, const long *row, const {t} *b, long step, {t} *restrict tile, "
         "long apart,",
         "    long more) {",
-        "  " + v + " " + ", ".join(f"c{i}_{j} = {{0}}" for i in rows for j in cols) + ";",
+        "  " + v + " " + ", ".join(f"{c} = {{0}}" for c in sums) + f", part[{len(sums)}];",
         "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         *(["  " + " ".join(f"TC_HOLD(a{i});" for i in rows)] if height >= MANY_ROWS else []),
-        "  for (long k2 = 0; k2 < n2; k2++)",
+        f"  for (long i = 0; i < {len(sums)} && many < n2; i++) part[i] = ({v}){{0}};",
+        "  for (long k2 = 0, left = many; k2 < n2; k2++) {",
         "    for (long k1 = 0; k1 < n1; k1++) {",
         "      long o = k2 * s2 + k1 * s1;",
         "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
@@ -87,13 +93,27 @@ def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
     for i in rows:
         lines.append(f"        {{ const {t} x = a{i}[o]; "
                      + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
-    lines += ["      }", "    }", "  if (more) {"]
-    places = [(f"c{i}_{j}", f"*({v}u *)(tile + {i} * apart + {j * lanes})")
-              for i in rows for j in cols]
-    lines += [f"    {sums} += {place};" for sums, place in places]
+    lines += ["      }", "    }", *parts_added(v, sums), "  if (more) {"]
+    lines += [f"    {c} += {place};" for c, place in zip(sums, places)]
     lines.append("  }")
-    lines += [f"  {place} = {sums};" for sums, place in places]
+    lines += [f"  {place} = {c};" for c, place in zip(sums, places)]
     return "\n".join([*lines, "}"])
+
+
+def parts_added(v: str, sums: list[str]) -> list[str]:
+    """The end of the outermost loop, where a part of the sums ends, and all parts added up."""
+    return [
+        "    if (many < n2 && --left == 0 && k2 + 1 < n2) {",
+        "      left = many;",
+        "      " + " ".join(f"part[{i}] += {c};" for i, c in enumerate(sums)),
+        f"      {v} none = ({v}){{0}}; TC_PIN(none);",
+        "      " + " = ".join(sums) + " = none;",
+        "    }",
+        "  }",
+        "  if (many < n2) {",
+        "    " + " ".join(f"{c} += part[{i}];" for i, c in enumerate(sums)),
+        "  }",
+    ]
 
 
 def pack_function(dtype: str, lanes: int) -> str:
