@@ -4,6 +4,7 @@ what these move. CONTRIBUTING.md says what to do where a bound is passed."""
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -116,6 +117,17 @@ def test_loops_are_as_dense_as_they_were(name: str, isa: str) -> None:
     found = measured(BOUNDS[name], isa)
     assert found.instructions, "no loop computes with whole vectors"
     assert not passed(BOUNDS[name], found), found
+
+
+@needs_x86
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+@pytest.mark.parametrize("name", ["layer norm", "sum"])
+def test_clang_keeps_sums_in_registers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CC", "clang")
+    program = program_for(BOUNDS[name].graph(), ISAS["avx2"])
+    assert figures(program, find_compiler(), "avx2").spills == 0
+    forgetful = replace(program, source=program.source.replace("#pragma clang loop", "//"))
+    assert figures(forgetful, find_compiler(), "avx2").spills > 0
 
 
 @needs_x86

@@ -11,6 +11,7 @@ static void k0_reduce(void *task, long chunk, long worker) {
     r0 = 0.0f;
     float v1[8] __attribute__((aligned(64)));
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i1 = 0; i1 < 8; i1++) {
       v1[i1] = 0.0f;
     }

@@ -43,6 +43,7 @@ static void k0_exp_div_reduce(void *task, long chunk, long worker) {
     r2 = 0.0f;
     float v3[8] __attribute__((aligned(64)));
     #pragma omp simd
+    #pragma clang loop unroll(full)
     for (long i8 = 0; i8 < 8; i8++) {
       v3[i8] = 0.0f;
     }

@@ -16,6 +16,7 @@ static void k0_reduce(void *task, long chunk, long worker) {
       r2 = 0.0f;
       float v3[32] __attribute__((aligned(64)));
       #pragma omp simd
+      #pragma clang loop unroll(full)
       for (long i2 = 0; i2 < 32; i2++) {
         v3[i2] = 0.0f;
       }
@@ -48,6 +49,7 @@ static void k0_reduce(void *task, long chunk, long worker) {
       }
       double v4[16] __attribute__((aligned(64)));
       #pragma omp simd
+      #pragma clang loop unroll(full)
       for (long i9 = 0; i9 < 16; i9++) {
         v4[i9] = ((double)v3[i9]);
       }

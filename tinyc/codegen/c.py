@@ -29,6 +29,7 @@ from tinyc.ir.loop import (
     Stmt,
     Storage,
     Store,
+    loads,
     statements,
     stored_at,
 )
@@ -239,9 +240,13 @@ class CScope(Scope):
 
 
 def sums_lanes(stmt: Stmt) -> bool:
-    """True if a statement clears lanes of sums, or adds to them."""
-    return isinstance(stmt, Store) and stmt.storage.role == "register" and (
-        stmt.accumulate == "sum" or stmt.value == Const(0.0, stmt.storage.dtype))
+    """True if a statement clears lanes of sums, adds to them, or makes them of other lanes."""
+    if not isinstance(stmt, Store) or stmt.storage.role != "register":
+        return False
+    if isinstance(stmt.value, Const):
+        return not stmt.value.value
+    return stmt.accumulate == "sum" or (stmt.accumulate is None and all(
+        x.storage.role == "register" for x in loads(stmt.value)))
 
 
 # The longest chain of additions, where that is for the tile to choose: an error grows with its
