@@ -63,11 +63,15 @@ def test_a_head_that_fits_the_cache_is_one_block():
     assert blocks([linear.matmul(scores, d)]) == []
 
 
-def test_a_long_sequence_needs_no_memory_for_its_scores():
-    (q, k, v), _ = buffers(*(np.zeros((2, 2, 2048, 64), np.float32) for _ in range(3)))
-    outputs = [attention.attention(q, k, v, causal=True)]
-    assert blocks(outputs) == [32]
-    assert plan_of(outputs).arena_size == 0
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("t", [2048, 32768])
+def test_a_long_sequence_needs_no_memory_for_its_scores(t, causal):
+    (q, k, v, g), _ = buffers(*[np.zeros((2, 2, t, 64), np.float32)] * 4)
+    y = attention.attention(q, k, v, causal=causal)
+    for outputs in ([y], [y, *vjp([y], [g], [q, k, v])]):
+        assert blocks(outputs) == [32]
+        plan = plan_of(outputs)
+        assert len(plan.nests) == 1 and plan.arena_size == 0
 
 
 def test_rows_without_a_divisor_stay_whole(tiny_cache):

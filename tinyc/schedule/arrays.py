@@ -12,6 +12,9 @@ from tinyc.ir.loop import Storage
 from tinyc.ir.plan import Buf, Leaf, Loop, Nest, Plan, Stage, Tree, row_major
 from tinyc.ir.program import Target
 
+# What is larger than the second-level cache leaves memory if it shrinks to this part or less.
+SMALL_PART = 32
+
 
 @dataclass
 class Where:
@@ -80,7 +83,9 @@ def shrink(plan: Plan, stage: Stage, users: list[Stage], where: dict[Stage, Wher
         dropped = shared_axes(plan, stage, users, where)
     kept = [d for d, v in enumerate(stage.axes) if v not in dropped and v.extent > 1]
     size = math.prod(stage.axes[d].extent for d in kept)
-    if (stage.axes and not dropped) or size * stage.dtype.itemsize > target.l2:
+    if (stage.axes and not dropped) or (
+            size * stage.dtype.itemsize > target.l2 and size * SMALL_PART > math.prod(
+                v.extent for v in stage.axes)):
         return False
     shrink_buf(stage.buf, kept, size)
     return True
