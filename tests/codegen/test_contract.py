@@ -63,6 +63,20 @@ def test_operands_that_run_along_the_depth_are_transposed_in_registers() -> None
     assert packs("nt", CPU.lanes - 1) == 0, "less than a square of lanes is left to plain loops"
 
 
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_few_vectors_times_a_matrix_read_its_rows(few: int) -> None:
+    def tiled(m: int, n: int, kind: str) -> bool:
+        graph, memory, expected = product(m, n, 30, kind)
+        np.testing.assert_allclose(interpreted(graph, memory)[0], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(Compiled(graph)(memory)[0], expected, rtol=1e-5, atol=1e-5)
+        body = plan_of(graph).kernels[0].body
+        return any(isinstance(s, MicroKernel) for s in statements(body))
+
+    assert (tiled(few, 50, "nn"), tiled(few, 50, "nt")) == (True, False)
+    assert (tiled(50, few, "tn"), tiled(50, few, "nn")) == (True, False)
+    assert not tiled(few, 3, "nn"), "too few to fill a vector"
+
+
 def test_tiles_are_turned_where_the_result_runs_along_their_rows() -> None:
     """The result of a convolution runs along places, which are rows; its channels are columns."""
     def turned(places: int) -> list[int]:

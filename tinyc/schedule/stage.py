@@ -4,7 +4,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tinyc.ir import dtype as dtypes
@@ -18,6 +18,7 @@ from tinyc.schedule.expressions import Reader
 from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, size_of
 
 MIN_CONTRACT_SIDE = 4
+MIN_WIDE_SIDE = 16
 # Sums that each chunk of images may keep for itself, in bytes.
 LARGEST_SUMS = 1 << 19
 
@@ -446,12 +447,16 @@ def contract_body(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) 
             env[label] = Affine.of(v)
     a = reader.value(n.src[0], tuple(env[x] for x in la), ())
     c = reader.value(n.src[1], tuple(env[x] for x in lb), ())
-    kind = "contract" if is_blockable(n, a, c) else "sum"
+    kind = "contract" if is_blockable(n, a, c, red) else "sum"
     return tuple(red), kind, Apply(Op.MUL, (a, c), n.dtype)
 
 
-def is_blockable(n: Node, a: Expr, c: Expr) -> bool:
-    """True if register tiles pay: floats, bare reads, both sides wide enough."""
+def is_blockable(n: Node, a: Expr, c: Expr, depth: Sequence[Var]) -> bool:
+    """True if register tiles pay: floats, bare reads, both sides wide enough.
+
+    A few vectors times a matrix are dot products with its rows where these lie along the depth;
+    where they lie across it, dot products would read its columns in strides, and tiles its rows.
+    """
     la, lb, lo = n.attrs
     if n.dtype.kind != "f" or not isinstance(a, Read) or not isinstance(c, Read):
         return False
@@ -464,7 +469,11 @@ def is_blockable(n: Node, a: Expr, c: Expr) -> bool:
     for label, size in sizes.items():
         left *= size if label not in lb else 1
         right *= size if label not in la else 1
-    return min(left, right) >= MIN_CONTRACT_SIDE
+    if min(left, right) >= MIN_CONTRACT_SIDE:
+        return True
+    wide = c if left <= right else a
+    address = wide.buf.address(wide.index)
+    return max(left, right) >= MIN_WIDE_SIDE and all(abs(address.coeff(v)) != 1 for v in depth)
 
 
 def linear(read: Read) -> bool:
