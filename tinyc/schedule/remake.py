@@ -18,7 +18,7 @@ from tinyc.schedule.recompute import Readers, can_inline, inline, is_plain, is_t
 from tinyc.schedule.stored import KEPT
 
 # A program may keep so many bytes between kernels at once.
-ENOUGH = 224 << 20
+ENOUGH = 192 << 20
 # Values below this size are kept.
 LARGE = 1 << 20
 # Weighted operations that a byte is worth: cheap values go first, then products of heads.
