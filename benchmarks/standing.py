@@ -46,7 +46,7 @@ PLAN = (
     ("tiny", "tinyc:jit,torch,jax:jit,tinygrad:jit,numpy"),
 )
 STARTED = "lenet64,gpt_small"
-STARTING = "tinyc:jit,torch,jax:jit,tinygrad:jit"
+STARTING = "tinyc:jit,torch:eager,jax:jit,tinygrad:jit"
 
 # How many times faster than the best peer.
 WANTED = {

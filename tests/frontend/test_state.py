@@ -11,7 +11,9 @@ import pytest
 import tinyc
 from tinyc import Tensor, compiler, config, jit, nn, optim, state
 from tinyc.diagnostics import StaleError
-from tinyc.ir.node import interned_count, toposort
+from tinyc.ir import build as b
+from tinyc.ir.dtype import f32
+from tinyc.ir.node import BACKWARD, interned_count, marking, toposort
 from tinyc.ir.ops import Op
 from tinyc.ir.phases import phases
 from tinyc.runtime.buffer import ALLOCATOR
@@ -320,3 +322,11 @@ def test_a_gradient_in_memory_is_of_no_phase_of_what_reads_it() -> None:
     assert leaf.op is Op.BUFFER and leaf.phase == "forward"
     made = (w.grad * w.grad).node
     assert phases([made])[made] == "forward"
+
+
+def test_a_constant_that_a_backward_pass_made_first_is_no_gradient() -> None:
+    with marking(BACKWARD):
+        constant = b.full((4,), 0.3721, f32)
+    assert constant.phase == BACKWARD
+    made = (Tensor(np.ones(4, np.float32)) * Tensor.from_node(constant)).node
+    assert made.src[1] is constant and phases([made])[made] == "forward"

@@ -15,12 +15,13 @@ def phases(outputs: Sequence[Node]) -> dict[Node, str]:
 
     Autograd and optimizers mark what they build. What is computed from a gradient without a mark,
     such as its norm, is BACKWARD too. Constants, and memory, which many parts of a graph may share,
-    belong to the first phase that reads them.
+    belong to the first phase that reads them, whoever made them first.
     """
     order = toposort(outputs)
     found: dict[Node, str] = {}
     for n in order:
-        from_gradient = any(found[s] == BACKWARD for s in n.src if s.op is not Op.ASSIGN)
+        from_gradient = any(found[s] == BACKWARD for s in n.src
+                            if s.op is not Op.ASSIGN and s.device is not None)
         found[n] = BACKWARD if n.phase == FORWARD and from_gradient else n.phase
     readers: dict[Node, str] = {}
     for n in reversed(order):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinyc import compiler
@@ -63,7 +63,7 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as plain values, such as JSON holds."""
         return {
-            "kernels": [vars(kernel).copy() for kernel in self.kernels],
+            "kernels": [asdict(kernel) for kernel in self.kernels],
             "remarks": [remark.to_dict() for remark in self.remarks],
             "flops": self.flops,
             "bytes_moved": self.bytes_moved,
