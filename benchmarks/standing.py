@@ -1,12 +1,12 @@
 """Measures tinyc and its peers in some runs and prints how tinyc stands to the best of them.
 
-    python benchmarks/standing.py [--runs 3] [options of run.py, such as --rt --nice -20]
-    python benchmarks/standing.py --show RUN.json ...     # the table again, from stored runs
+    python benchmarks/standing.py [--rounds 3] [options of run.py, such as --rt --nice -20]
+    python benchmarks/standing.py --show FILE.json ...     # the table again, from stored results
 
-Each run measures the machine's peaks, all workloads and the start of a process, frameworks in
-turns. A ratio is the time of the fastest peer over tinyc's, both medians of one run; the table has
-the median of the runs' ratios. It is met from 0.95 of what is wanted on, since a run differs from
-the next by about that much.
+A run is a round in which the frameworks take turns: over the machine's peaks, all workloads, and
+the start of a process. A ratio is the time of the fastest peer over tinyc's, both medians of one
+run; the table has the median of the runs' ratios. It is met from 0.95 of what is wanted on, since
+a run differs from the next by about that much.
 """
 
 from __future__ import annotations
@@ -280,16 +280,41 @@ def _accuracy(runs: list[dict[str, Any]]) -> str:
     return f"Ten losses of training: within {worst:.0e} of the peers', 1e-4 wanted: {verdict}.\n"
 
 
-def measure(run: int, options: list[str]) -> str:
-    """Measure one run into a file of its own and return its path."""
-    path = os.path.join(WORK, f"run{run}.json")
+def runs_of(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rounds of a results file, each as results of its own."""
+    cells = [cell for columns in measured.get("bench", {}).values() for cell in columns.values()]
+    starts = measured.get("latency", {}).get("first_step", {})
+    counts = [len(cell.get("rounds", ())) for cell in cells]
+    counts += [len(samples) // len(START) for samples in starts.values()]
+    return [_round(measured, i) for i in range(max(counts, default=0))]
+
+
+def _round(measured: dict[str, Any], i: int) -> dict[str, Any]:
+    bench = {
+        name: {f: {**cell, "rounds": cell.get("rounds", [])[i : i + 1]} for f, cell in row.items()}
+        for name, row in measured.get("bench", {}).items()
+    }
+    starts = {
+        key: samples[len(START) * i : len(START) * (i + 1)]
+        for key, samples in measured.get("latency", {}).get("first_step", {}).items()
+    }
+    found = {"bench": bench, "latency": {"first_step": starts}}
+    if "ceilings" in measured:
+        rows = {k: v for k, v in measured["ceilings"].items() if isinstance(v, list)}
+        found["ceilings"] = {k: [v[min(i, len(v) - 1)]] for k, v in rows.items()}
+    return found
+
+
+def measure(options: list[str]) -> str:
+    """Measure three runs into a file and return its path."""
+    path = os.path.join(WORK, "standing.json")
     if os.path.exists(path):
         os.remove(path)
-    base = [sys.executable, os.path.join(HERE, "run.py"), "--results", path, "--rounds", "1"]
+    base = [sys.executable, os.path.join(HERE, "run.py"), "--results", path, "--rounds", "3"]
     subprocess.check_call([*base, "--ceilings", *options])
     for workloads, frameworks in PLAN:
         subprocess.check_call([*base, "-w", workloads, "-f", frameworks, *options])
-    starts = ["--latency", "--rounds", "3", "--first-workloads", STARTED, "-f", STARTING]
+    starts = ["--latency", "--first-workloads", STARTED, "-f", STARTING]
     subprocess.check_call([*base, *starts, *options])
     return path
 
@@ -299,11 +324,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--show", nargs="+", metavar="RUN.json", help="print stored runs")
+    parser.add_argument("--show", nargs="+", metavar="FILE.json", help="print stored results")
     options, others = parser.parse_known_args()
-    paths = options.show or [measure(run, others) for run in range(options.runs)]
-    print(render([results.load(path) for path in paths]))
+    paths = options.show or [measure(others)]
+    print(render([run for path in paths for run in runs_of(results.load(path))]))
 
 
 if __name__ == "__main__":

@@ -213,3 +213,16 @@ def test_the_headline_is_the_geometric_mean_of_the_six():
     for place, name in enumerate(standing.TRAINING):
         merged["bench"] |= measured(1.0, {"jax:jit": 2.0 ** (place % 2)}, name)["bench"]
     assert standing.headline(standing.standings([merged])) == pytest.approx(2.0**0.5)
+
+
+def test_rounds_that_were_measured_together_are_runs():
+    import standing
+
+    merged = {"bench": {"mm_256": {
+        "tinyc:jit": cell(1.0, 1.0, 2.0, losses=[1.0]),
+        "jax:jit": cell(1.0, 2.0, 3.0, losses=[1.0]),
+    }}}  # fmt: skip
+    runs = standing.runs_of(merged)
+    assert len(runs) == 3
+    (row,) = standing.standings(runs)
+    assert row.ratio == pytest.approx(1.5) and row.ours == [1e3, 1e3, 2e3]
