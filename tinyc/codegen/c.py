@@ -103,9 +103,13 @@ static inline long tc_check(long v, long bound, long site, long *status) {
 class CRenderer(Renderer):
     """GNU C for CPUs."""
 
+    def scope(self, kernel: LoopKernel) -> CScope:
+        """What a kernel's names are given by."""
+        return CScope(self, kernel)
+
     def kernel(self, kernel: LoopKernel) -> KernelText:
         """Render one kernel."""
-        scope = CScope(self, kernel)
+        scope = self.scope(kernel)
         body = scope.block(kernel.body, 1)
         finish = scope.block(kernel.finish, 1)
         scratch = [(s, at) for s, (_, at) in scope.scratch.items()]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tinyc.codegen import mathfn
-from tinyc.codegen.c import STAGE_NAME, CScope, Source, helper, line_members, overwrites
+from tinyc.codegen.c import STAGE_NAME, CRenderer, CScope, Source, helper, line_members, overwrites
 from tinyc.codegen.rebase import Bases, rebase
-from tinyc.codegen.render import TYPES, KernelText, Renderer
+from tinyc.codegen.render import TYPES, KernelText
 from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Prefetch, Storage
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
@@ -74,21 +74,15 @@ OWN = {
 
 
 @dataclass
-class OpenClRenderer(Renderer):
+class OpenClRenderer(CRenderer):
     """OpenCL C for devices that work through a chunk in each work-item."""
 
     # The functions that kernels share, by name.
     shared: dict[str, str] = field(default_factory=dict)
 
-    def kernel(self, kernel: LoopKernel) -> KernelText:
-        """Render one kernel."""
-        scope = OpenClScope(self, kernel)
-        body = scope.block(kernel.body, 1)
-        finish = scope.block(kernel.finish, 1)
-        scratch = [(s, at) for s, (_, at) in scope.scratch.items()]
-        tiles = scope.tile_lines()
-        return KernelText(list(scope.params), scratch, "\n".join([*tiles, *body]),
-                          "\n".join(finish), scope.scratch_size, scope.lengths, len(tiles))
+    def scope(self, kernel: LoopKernel) -> OpenClScope:
+        """What a kernel's names are given by."""
+        return OpenClScope(self, kernel)
 
 
 class OpenClScope(CScope):
@@ -202,11 +196,13 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
     known: dict[tuple[str, ...], str] = {}
     launches: list[Launch] = []
     texts = []
+    names = []
     rebased = [rebase(kernel) for kernel in kernels]
     for number, (kernel, bases) in enumerate(rebased):
         text = renderer.kernel(kernel)
         texts.append(text)
         name = define(kernel.name, text, functions, known)
+        names.append(name)
         arguments = tuple(place(s, numbers, bases) for s in text.storages)
         ran = number + overwrites(kernel)
         launches.append(Launch(number, name, arguments, kernel.chunks, ran))
@@ -217,14 +213,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
               *renderer.shared.values(), *functions.values()]
     source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
                     max((t.scratch_size for t in texts), default=0),
-                    tuple(functions[launches_of(launches, i)] for i in range(len(texts))), 1,
+                    tuple(functions[name] for name in names), 1,
                     tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
     return source, tuple(launches)
-
-
-def launches_of(launches: Sequence[Launch], kernel: int) -> str:
-    """The name of a kernel's function."""
-    return next(launch.function for launch in launches if launch.kernel == kernel)
 
 
 def place(s: Storage, numbers: dict[Storage, int], bases: Bases) -> tuple[int, int]:
