@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyc import config, debugging, dumps
-from tinyc.codegen import c, cpu, opencl
+from tinyc.codegen import c, cpu, gpu, opencl
 from tinyc.codegen.c import Source
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lines import far_stores
@@ -106,6 +106,9 @@ def lower_stages(plan: Plan, target: Target) -> None:
 
 def schedule_kernels(plan: Plan, target: Target) -> None:
     """Apply the target's recipe to each kernel."""
+    if target.threads > 1:
+        plan.kernels = [gpu.schedule(kernel, target) for kernel in plan.kernels]
+        return
     far = far_stores(plan.kernels, target)
     plan.kernels = [cpu.schedule(kernel, target, plan.choices.get(nest, RULES), past)
                     for kernel, nest, past in zip(plan.kernels, plan.nests, far)]

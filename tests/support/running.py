@@ -14,13 +14,15 @@ from tinyc.ir import dtype as d
 from tinyc.ir.node import Node, canonical_key
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Plan
-from tinyc.ir.program import CPU, Program
+from tinyc.ir.program import CPU, Program, Target
 from tinyc.runtime.device import get_device
 from tinyc.schedule.refusals import RULES
 
 Memory = dict[int, np.ndarray]
 # Splits even small loops into chunks.
 SPLITTING = replace(CPU, serial_work=200)
+# Small blocks of threads, so that small graphs have many of them.
+BLOCKS = replace(SPLITTING, language="opencl", threads=8, warp=4, shared=4096, chunks=5)
 
 
 def buffers(*arrays: np.ndarray) -> tuple[list[Node], Memory]:
@@ -114,10 +116,11 @@ def unexplained(plan: Plan) -> list[str]:
 
 
 def interpreted(
-    outputs: Sequence[Node], memory: Mapping[int, np.ndarray], fuse: bool = True, until: str = ""
+    outputs: Sequence[Node], memory: Mapping[int, np.ndarray], fuse: bool = True, until: str = "",
+    target: Target = SPLITTING,
 ) -> list[np.ndarray]:
     """What the kernels of a plan compute, interpreted."""
-    plan = plan_of(outputs, fuse, until, SPLITTING)
+    plan = plan_of(outputs, fuse, until, target)
     held = {uid: np.array(a, order="C") for uid, a in memory.items()}
     leaves = canonical_key(outputs)[1]
     slots = {s: held[leaf.attrs[0]].reshape(-1) for s, leaf in zip(plan.slots, leaves)}

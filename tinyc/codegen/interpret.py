@@ -2,7 +2,8 @@
 
 Any tree runs, scheduled or not. What a schedule may not rely on is made to fail: chunks and simd
 iterations run backwards, memory that nobody wrote holds a pattern, and an access outside its
-storage raises. Each store can be watched, see `tinyc.codegen.watch`.
+storage raises. Blocks of threads are `tinyc.codegen.threads`. Each store can be watched, see
+`tinyc.codegen.watch`.
 """
 from __future__ import annotations
 
@@ -78,15 +79,19 @@ def run_kernel(kernel: LoopKernel, shared: dict[Storage, np.ndarray], arena: np.
     """
     found: Bad | None = None
     orders: dict[int, list[Expr]] = {}
+    if kernel.threads > 1:
+        from tinyc.codegen.threads import run_blocks  # which needs what is here
+
+        return run_blocks(kernel, shared, arena, watchers)
     with np.errstate(all="ignore"):
         for chunk in reversed(range(kernel.chunks)):
             worker = Worker(kernel, shared, arena, chunk, orders, watchers)
             worker.block(kernel.body)
             found = found or worker.found
-        if found is None and kernel.finish:
-            worker = Worker(kernel, shared, arena, 0, orders, watchers)
+        for chunk in reversed(range(kernel.last.extent if found is None else 0)):
+            worker = Worker(kernel, shared, arena, chunk, orders, watchers, finishes=True)
             worker.block(kernel.finish)
-            found = worker.found
+            found = found or worker.found
     return found
 
 
@@ -106,15 +111,17 @@ class Worker:
 
     def __init__(self, kernel: LoopKernel, shared: dict[Storage, np.ndarray],
                  arena: np.ndarray | None, chunk: int, orders: dict[int, list[Expr]],
-                 watchers: Sequence[Watcher]) -> None:
+                 watchers: Sequence[Watcher], finishes: bool = False) -> None:
+        number = kernel.last if finishes else kernel.chunk
         self.kernel = kernel
+        self.chunks = number.extent
         self.shared = shared
         self.arena = arena
         self.chunk = chunk
         self.found: Bad | None = None
         self.own: dict[Storage, np.ndarray] = {}
         self.variables = Variables()
-        self.variables[kernel.chunk] = chunk
+        self.variables[number] = chunk
         self.orders = orders
         self.watchers = watchers
 
@@ -168,18 +175,17 @@ class Worker:
             pass
         elif isinstance(stmt, MicroPack):
             self.micro_pack(stmt)
-        else:
+        elif isinstance(stmt, MicroKernel):
             self.micro_kernel(stmt)
 
     def iterations(self, loop: For) -> Iterable[int]:
         n = loop.var.extent
         start, stop = 0, n
         if loop.kind.startswith("chunk"):
-            chunks = self.kernel.chunks
-            start, stop = self.chunk * n // chunks, (self.chunk + 1) * n // chunks
-        elif loop.limit is not None:
-            stop = min(n, self.limit(loop.limit))
-        backwards = loop.kind.endswith("simd")
+            start, stop = self.chunk * n // self.chunks, (self.chunk + 1) * n // self.chunks
+        if loop.limit is not None:
+            stop = min(stop, self.limit(loop.limit))
+        backwards = loop.kind.endswith("simd") or loop.kind == "vector"
         return reversed(range(start, stop)) if backwards else range(start, stop)
 
     def limit(self, index: Affine) -> int:

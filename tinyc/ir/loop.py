@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Storage:
-    """A piece of memory. `role`: slot (argument), arena, scratch (per worker), register or tile."""
+    """A piece of memory. `role`: slot (argument), arena, scratch (per worker, or block of threads),
+    shared (on the chip, one for each block of threads), register or tile (a thread's own).
+    """
 
     name: str
     size: int
@@ -231,7 +233,8 @@ def loads(root: Expr) -> list[Load]:
 class Store:
     """storage[index] = value, or combined with it: accumulate is None, "sum" or "max".
 
-    `note` names the member of the kernel that stores. What `streams` goes past the caches.
+    `note` names the member of the kernel that stores. What `streams` goes past the caches. An
+    `atomic` sum may meet others at its element, in any order.
     """
 
     storage: Storage
@@ -240,6 +243,7 @@ class Store:
     accumulate: str | None = None
     note: str = ""
     streams: bool = False
+    atomic: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +265,10 @@ class For:
     """A loop over 0 <= var < extent, and var < limit if there is one.
 
     kind: serial; simd (iterations in any order); chunk (only the share of the running chunk);
-    chunk_simd (both).
+    chunk_simd (both). Where a chunk is a block of threads: thread (dealt out to the threads: the
+    first iteration to the first one, and so on; with as many iterations as threads the variable is
+    the thread's number); unroll (as serial, to be written out); vector (independent, and what
+    moves by one element with it is one access).
     """
 
     var: Var
@@ -276,6 +283,24 @@ class If:
 
     cond: Expr
     body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Barrier:
+    """Every thread of the block waits for all; what they stored before is seen by all after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Combine:
+    """The registers of neighbouring threads become their sum or maximum, `how`, in a fixed tree.
+
+    Of each `width` threads of the block, a power of two; of all of them where it is 0. It orders no
+    access to memory.
+    """
+
+    storage: Storage
+    how: str
+    width: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +373,8 @@ class MicroPack:
     b: Load
 
 
-Stmt = Store | Prefetch | Alloc | For | If | Contraction | MicroKernel | MicroPack
+Stmt = (Store | Prefetch | Alloc | For | If | Barrier | Combine | Contraction | MicroKernel
+        | MicroPack)
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -454,8 +480,8 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
         return limit and limit.map_data(lambda e: rewrite(e, leaf, lambda a: a))
 
     def swap(stmt: Stmt) -> Stmt:
-        if isinstance(stmt, Alloc):
-            return Alloc(fresh.get(stmt.storage, stmt.storage))
+        if isinstance(stmt, (Alloc, Combine)):
+            return replace(stmt, storage=fresh.get(stmt.storage, stmt.storage))
         if isinstance(stmt, Prefetch):
             return Prefetch(replace(stmt.load, storage=fresh.get(stmt.load.storage,
                                                                  stmt.load.storage)))
@@ -487,7 +513,9 @@ class LoopKernel:
     """One kernel: `body` runs once per chunk (in any order, on any worker), `finish` once after.
 
     Loops of kind "chunk" cover the share of the chunk that runs; `chunk` is its number. `lines`
-    are the user's lines that members come from.
+    are the user's lines that members come from. With more than one of `threads` each chunk is a
+    block of them, all of which run `body`; the loops of `finish` are for `last.extent` blocks, and
+    `last` is a block's number there.
     """
 
     name: str
@@ -497,6 +525,8 @@ class LoopKernel:
     members: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
     lines: Mapping[str, Origin] = field(default_factory=dict)
+    threads: int = 1
+    last: Var = field(default_factory=lambda: Var("chunk", 1))
 
     @property
     def chunks(self) -> int:

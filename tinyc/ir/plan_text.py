@@ -7,7 +7,9 @@ from tinyc.ir.cost import stage_work
 from tinyc.ir.loop import (
     Alloc,
     Apply,
+    Barrier,
     Check,
+    Combine,
     Const,
     Contraction,
     Expr,
@@ -86,9 +88,11 @@ def tree_lines(tree: Tree, depth: int) -> list[str]:
 def kernel_text(kernel: LoopKernel) -> str:
     """Loops of one kernel."""
     head = f"kernel {kernel.name}" + (f" chunks {kernel.chunks}" if kernel.chunks > 1 else "")
+    head += f" of {kernel.threads} threads" if kernel.threads > 1 else ""
     lines = [head, *block_lines(kernel.body, 1)]
     if kernel.finish:
-        lines += ["  finish", *block_lines(kernel.finish, 2)]
+        blocks = f" in {kernel.last.extent} blocks" if kernel.last.extent > 1 else ""
+        lines += [f"  finish{blocks}", *block_lines(kernel.finish, 2)]
     return "\n".join(lines)
 
 
@@ -104,7 +108,7 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         sign = {None: "=", "sum": "+=", "max": "max="}[stmt.accumulate]
         note = f"  # {stmt.note}" if stmt.note else ""
         parts, value = expr_parts(stmt.value)
-        past = " past the caches" if stmt.streams else ""
+        past = " past the caches" if stmt.streams else " atomically" if stmt.atomic else ""
         return [*(pad + part for part in parts),
                 f"{pad}{stmt.storage}[{stmt.index}] {sign} {value}{past}{note}"]
     if isinstance(stmt, For):
@@ -116,21 +120,35 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         return [f"{pad}if {expr_text(stmt.cond)}", *block_lines(stmt.body, depth + 1)]
     if isinstance(stmt, Prefetch):
         return [f"{pad}ask for {expr_text(stmt.load)}"]
+    if isinstance(stmt, Barrier):
+        return [f"{pad}wait"]
+    if isinstance(stmt, Combine):
+        return [f"{pad}{stmt.storage} = {stmt.how} of {stmt.width or 'all'} threads"]
     if isinstance(stmt, Alloc):
         return [f"{pad}{stmt.storage.dtype} {stmt.storage}[{stmt.storage.size}]"]
+    if isinstance(stmt, Contraction):
+        return contraction_lines(stmt, depth)
+    return [pad + line for line in tile_lines(stmt)]
+
+
+def tile_lines(stmt: MicroKernel | MicroPack) -> list[str]:
+    """A register tile, or a transposing copy."""
     if isinstance(stmt, MicroKernel):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
         depths += f" to {stmt.limit}" if stmt.limit is not None else ""
         more = f" (+= if {stmt.more})" if stmt.more.terms else ""
         shape = f"{stmt.height}x{stmt.width}"
         rows = f" + {stmt.apart}*row" if stmt.apart != stmt.width else ""
-        return [f"{pad}{stmt.tile}[{stmt.at}{rows}; {shape}] = sum{more} {depths}: "
+        return [f"{stmt.tile}[{stmt.at}{rows}; {shape}] = sum{more} {depths}: "
                 f"{expr_text(stmt.a)} * {stmt.b.storage}[{stmt.b.index} + {stmt.b_stride}*k]"]
-    if isinstance(stmt, MicroPack):
-        depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
-        return [f"{pad}{stmt.storage}[{stmt.at} + {stmt.width}*k; {stmt.width}] = transposed "
-                f"{depths}: {expr_text(stmt.b)} from {stmt.column.name} = {stmt.first}"]
-    assert isinstance(stmt, Contraction)
+    depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
+    return [f"{stmt.storage}[{stmt.at} + {stmt.width}*k; {stmt.width}] = transposed "
+            f"{depths}: {expr_text(stmt.b)} from {stmt.column.name} = {stmt.first}"]
+
+
+def contraction_lines(stmt: Contraction, depth: int) -> list[str]:
+    """A contraction that no recipe has scheduled, what it holds below it."""
+    pad = "  " * depth
     ends = {v: f" to {limit}" for v, limit in stmt.limits.items()}
     names = [", ".join(f"{v.name}<{v.extent}{ends.get(v, '')}" for v in group)
              for group in (stmt.rows, stmt.cols, stmt.depth)]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import networkx
 
 
-LANGUAGES = ("c", "opencl")
+LANGUAGES = ("c", "opencl", "cuda")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Target:
     `l2`, `l3` are bytes of cache. A parallel loop has up to `chunks` chunks, each worth
     `serial_work` / 2 weighted operations or more, and each with up to `private_bytes` of sums of
     its own. Kernels are written in `language`, one of LANGUAGES.
+
+    With more than one of `threads` a chunk is a block of up to so many threads, as on a GPU: `warp`
+    of them run in step, a block has up to `shared` bytes of memory on the chip, and `arch` names
+    the instructions that there are ("sm_90"). All else then decides what is fused, as on a CPU.
     """
 
     lanes: int
@@ -36,6 +40,10 @@ class Target:
     serial_work: int
     private_bytes: int
     language: str = "c"
+    threads: int = 1
+    shared: int = 0
+    warp: int = 32
+    arch: str = ""
 
 
 CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, l3=32 << 20, chunks=8,
@@ -123,8 +131,9 @@ class Launch:
     """A function to start, on devices that start kernels one by one.
 
     `arguments` are pairs: the number of a buffer, or -1 for the arena, and the first element of it
-    that is meant. There are `items` work-items. `kernel` is the number of the kernel it belongs to,
-    and `ran` how many kernels may have changed arguments when it finds a bad index.
+    that is meant. There are `items` work-items, in blocks of `threads`, each of which has `shared`
+    bytes of memory on the chip. `kernel` is the number of the kernel it belongs to, and `ran` how
+    many kernels may have changed arguments when it finds a bad index.
     """
 
     kernel: int
@@ -132,6 +141,8 @@ class Launch:
     arguments: tuple[tuple[int, int], ...]
     items: int
     ran: int
+    threads: int = 1
+    shared: int = 0
 
 
 @dataclass(frozen=True)
