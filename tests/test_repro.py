@@ -16,6 +16,7 @@ from tinyc.commands import repro, standalone
 from tinyc.composites import activation, linear, reductions
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DTYPES
+from tinyc.runtime import host
 from tinyc.runtime.toolchain import find_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,7 @@ def case_of(make):
     outputs, memory = make()
     leaves = compiler.canonical_key(outputs)[1]
     arrays = [memory[leaf.attrs[0]] for leaf in leaves]
-    return repro.Case(tuple(outputs), compiler.host_target(), arrays, "test.py:1", "of the test")
+    return repro.Case(tuple(outputs), host.host_target(), arrays, "test.py:1", "of the test")
 
 
 def compiled(path, *flags):

@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +21,13 @@ from tinyc.ir.node import Node, canonical_key, node, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime import recorder
 from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.device import default_device, get_device
+from tinyc.runtime.device import copy_of, default_device, get_device
 
 # What only a compilation, the evaluator or a check needs is imported there.
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tinyc.ir.program import Program, Target
+    from tinyc.ir.program import Program
     from tinyc.pipeline import Compilation
 
 # -- running -------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def observe() -> Iterator[list[Run]]:
 
 def copies(buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """Copies of buffers, of the same categories and lines."""
-    made = [get_device(b.device).upload(b.array) for b in buffers]
+    made = [copy_of(b) for b in buffers]
     for copy, buffer in zip(made, buffers):
         copy.categorize(buffer.category)
         copy.origin = buffer.origin
@@ -184,7 +184,8 @@ class NativeExecutable:
         from tinyc.ir.printer import to_text
 
         graph, origin = to_text(self.outputs), self.outputs[0].origin
-        return dumps.write_crash(origin, "check", ["all"], graph, host_target(), error)
+        target = get_device(self.device).machine()
+        return dumps.write_crash(origin, "check", ["all"], graph, target, error)
 
 
 Executable = NumpyExecutable | NativeExecutable
@@ -315,7 +316,7 @@ def make_interpreted(outputs: tuple[Node, ...], leaves: tuple[Node, ...]) -> Nat
 
     global passes_run
     passes_run += 1
-    program, done = pipeline.build_program(outputs, leaves, host_target())
+    program, done = pipeline.build_program(outputs, leaves, get_device("interpret").machine())
     assert done.plan is not None
     report("compiled", outputs, program, None, done.groups())
     return NativeExecutable(program, Interpreted(program, done.plan), "interpret", outputs, leaves)
@@ -330,7 +331,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     from tinyc import program_cache
 
     global programs_loaded, passes_run
-    target = target_of(device)
+    target = get_device(device).machine()
     key = program_cache.program_key(outputs, target, device)
     program = program_cache.load(key, outputs, leaves) if key else None
     if program is not None:
@@ -345,22 +346,6 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     if key:
         program_cache.store(key, program, outputs)
     return program, done
-
-
-def target_of(device: str) -> Target:
-    """What schedules need to know of a device."""
-    native: Any = get_device(device)
-    return native.machine() if native.target == "opencl" else host_target()
-
-
-def host_target() -> Target:
-    """The CPU that runs, or less of it where the switch `isa` says so: its vector registers decide
-    the register tile."""
-    from tinyc.ir.program import CPU
-    from tinyc.runtime.isa import isa_in_force
-
-    isa = isa_in_force()
-    return replace(CPU, lanes=isa.lanes, tile_rows=isa.tile_rows)
 
 
 def report(verb: str, outputs: tuple[Node, ...], program: Program, library: Path | None,

@@ -189,16 +189,16 @@ def opencl_devices() -> list[Finding]:
         fix = pip_install("tinyc[opencl]")
         return [Finding(section, "opencl", "absent", f"{package} is not installed", fix)]
     try:
-        from tinyc.runtime.opencl import OpenClDevice, devices
+        from tinyc.runtime.opencl import devices, open_device
 
-        number = len(devices())
+        known = devices()
     except DeviceError as error:
         return [Finding(section, "opencl", "bad", str(error))]
     found = []
-    for place in range(number):
+    for place, device in enumerate(known):
         name = f"opencl:{place}" if place else "opencl"
         try:
-            device = OpenClDevice(name).device
+            open_device(name)
             text = f"{device.name}, {device.platform.version}"
             found.append(Finding(section, name, "good", text))
         except DeviceError as error:

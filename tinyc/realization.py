@@ -17,7 +17,7 @@ from tinyc.ir.node import Node, node, spell, toposort, with_sources
 from tinyc.ir.ops import Op
 from tinyc.runtime import recorder
 from tinyc.runtime.buffer import Buffer, address_of
-from tinyc.runtime.device import get_device
+from tinyc.runtime.device import copy_of, get_device
 from tinyc.state import (
     GRAD,
     Handle,
@@ -404,7 +404,7 @@ def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
     for n in cut[: len(nodes)]:
         buffer = results[n]
         if n in taken:
-            buffer = get_device(buffer.device).upload(buffer.array)
+            buffer = copy_of(buffer)
         taken.add(n)
         buffers.append(buffer)
     return buffers

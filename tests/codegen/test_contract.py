@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from running import Compiled, buffers, floats, interpreted, plan_of
 
-from tinyc import compiler
 from tinyc.codegen import contract, deep, panel
 from tinyc.codegen.interpret import run_kernels
 from tinyc.composites import convolution, linear
@@ -17,6 +16,7 @@ from tinyc.ir.evaluate import evaluate
 from tinyc.ir.loop import For, MicroKernel, MicroPack, statements
 from tinyc.ir.node import Node
 from tinyc.ir.program import CPU
+from tinyc.runtime import host
 from tinyc.runtime.isa import isa_in_force
 
 
@@ -149,7 +149,7 @@ def test_deep_products_of_rows_that_lie_across_the_depth(
         run_kernels(plan.kernels, dict(zip(plan.slots, slots)), plan.arena_size)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
         with monkeypatch.context() as patch:
-            patch.setattr(compiler, "host_target", lambda: replace(small, lanes=16, tile_rows=12)
+            patch.setattr(host, "host_target", lambda: replace(small, lanes=16, tile_rows=12)
                           if isa_in_force().lanes == 16 else small)
             np.testing.assert_allclose(Compiled(graph)(memory, threads=2)[0], expected,
                                        rtol=1e-5, atol=1e-5)

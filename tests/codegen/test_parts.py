@@ -9,6 +9,7 @@ from tinyc import compiler, pipeline, program_cache
 from tinyc.codegen import c
 from tinyc.ir import build as b
 from tinyc.ir.dtype import f32
+from tinyc.runtime import host
 from tinyc.runtime.buffer import Buffer
 
 
@@ -28,7 +29,7 @@ def chain():
 
 def test_short_programs_are_whole():
     outputs, leaves, _ = chain()
-    program, _ = pipeline.build_program(outputs, leaves, compiler.host_target())
+    program, _ = pipeline.build_program(outputs, leaves, host.host_target())
     assert program.parts == 1 and "TC_PART" not in program.source
 
 

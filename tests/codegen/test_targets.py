@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from running import SPLITTING, Compiled, buffers, floats
 
-from tinyc import checking, compiler, config, pipeline
+from tinyc import checking, config, pipeline
 from tinyc.commands import repro, standalone
 from tinyc.composites import activation, attention, convolution, losses, normalization, reductions
 from tinyc.composites.linear import linear, matmul
@@ -23,7 +23,7 @@ from tinyc.ir import dtype as d
 from tinyc.ir.autograd import vjp
 from tinyc.ir.node import Node, canonical_key
 from tinyc.ir.program import CPU, Target
-from tinyc.runtime import isa, toolchain
+from tinyc.runtime import host, isa, toolchain
 
 pytestmark = pytest.mark.skipif(config.current().device != "cpu", reason="needs a C compiler")
 
@@ -101,8 +101,8 @@ def test_what_goes_past_the_caches_arrives(
         monkeypatch: pytest.MonkeyPatch, name: str, cc: str) -> None:
     monkeypatch.setenv("CC", cc)
     with config.configure(isa=name):
-        small = replace(compiler.host_target(), l2=256, l3=1024)
-        monkeypatch.setattr(compiler, "host_target", lambda: small)
+        small = replace(host.host_target(), l2=256, l3=1024)
+        monkeypatch.setattr(host, "host_target", lambda: small)
         assert "tc_stream(" in agree(*rows())
 
 

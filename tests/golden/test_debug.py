@@ -25,10 +25,10 @@ COMMANDS = [match[1] for match in BLOCK.finditer(PAGE.read_text())]
 # Kernels are scheduled for the same CPU wherever the page is made or compared.
 # Its peaks are measured for the page alone: the figures are not compared.
 RUN = """
-import runpy, sys, tinyc.compiler, tinyc.runtime.profile
+import runpy, sys, tinyc.runtime.host, tinyc.runtime.profile
 from tinyc.ir.program import CPU
 from tinyc.runtime.machine import Machine
-tinyc.compiler.host_target = lambda: CPU
+tinyc.runtime.host.host_target = lambda: CPU
 if sys.argv[1] != "True":
     tinyc.runtime.profile.machine = lambda: Machine("", 1, "", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ())
 runpy.run_path("predict.py", run_name="__main__")

@@ -24,9 +24,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n\n```(text|text machine)\n(.*?)^```$
 # Kernels are scheduled for the same CPU wherever the page is made or compared.
 RUN = """
 import contextlib, io, json, sys
-import tinyc.compiler
+import tinyc.runtime.host
 from tinyc.ir.program import CPU
-tinyc.compiler.host_target = lambda: CPU
+tinyc.runtime.host.host_target = lambda: CPU
 names, printed, line = {}, [], 0
 for code in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from tinyc.diagnostics import BoundsError, CompileError
 from tinyc.runtime import opencl as runtime
 from tinyc.runtime.cache import disk_cache
 from tinyc.runtime.device import DeviceError, get_device
+from tinyc.runtime.launches import BINARY
 
 
 def test_values_go_there_and_back(opencl):
@@ -137,7 +139,7 @@ def test_a_binary_is_compiled_once(opencl, tmp_path):
         device.load(program)
         device.load(program)
         assert (stats.compiles, stats.hits) == (1, 1)
-        (entry,) = tmp_path.rglob(runtime.BINARY)
+        (entry,) = tmp_path.rglob(BINARY)
         entry.write_bytes(b"nonsense")
         with pytest.warns(UserWarning, match="damaged"):
             device.load(program)
@@ -158,7 +160,7 @@ def program_of_a_sum(device: str):
 def test_without_pyopencl_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyopencl", None)
     with pytest.raises(DeviceError, match=r"no pyopencl here .*; pip install 'tinyc\[opencl\]'"):
-        runtime.OpenClDevice("opencl")
+        runtime.open_device("opencl")
 
 
 class FakeError(Exception):
@@ -218,13 +220,13 @@ def test_devices_have_numbers_and_newer_drivers_count(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyopencl", FakeDriver(new, old, card))
     assert [d.name for d in runtime.devices()] == ["Card A", "Card B", "pthread-avx512-EPYC"]
     with pytest.raises(DeviceError, match="opencl:7: there is no such device; opencl:0 is Card A"):
-        runtime.OpenClDevice("opencl:7")
+        runtime.open_device("opencl:7")
 
 
 def test_a_driver_that_can_not_compile_is_named_when_the_device_is_opened(opencl, monkeypatch):
     monkeypatch.setattr(runtime, "PROBE", "this is no kernel")
     with pytest.raises(DeviceError, match="can't compile for .*another driver may"):
-        runtime.OpenClDevice("opencl")
+        runtime.open_device("opencl")
 
 
 def test_memory_that_is_not_there_is_a_memory_error(opencl, monkeypatch):
@@ -234,11 +236,25 @@ def test_memory_that_is_not_there_is_a_memory_error(opencl, monkeypatch):
         active_bytes = 123
 
         def allocate(self, nbytes):
-            raise device.cl.MemoryError("MEM_OBJECT_ALLOCATION_FAILURE")
+            raise device.driver.cl.MemoryError("MEM_OBJECT_ALLOCATION_FAILURE")
 
-    monkeypatch.setattr(device, "memory", Full())
+    monkeypatch.setattr(device.driver, "memory", Full())
     with pytest.raises(MemoryError, match=r"for f32\[1000,1000\]: 4,000,000 bytes asked for, 123"):
         device.alloc(tinyc.f32, (1000, 1000))
+
+
+def test_a_program_keeps_no_memory_of_its_last_run(opencl):
+    driver = get_device(opencl).driver
+    with tinyc.device(opencl):
+        (tinyc.ones(1000) * 3).realize()
+        gc.collect()
+        before = driver.held_bytes()
+        x = tinyc.ones(1000).realize()
+        y = (x * 3).realize()
+        assert driver.held_bytes() == before + 8000
+        del x, y
+        gc.collect()
+    assert driver.held_bytes() == before
 
 
 def test_a_program_that_the_driver_refuses_shows_its_log(opencl):
@@ -257,10 +273,10 @@ def test_a_device_that_is_lost_is_an_error_and_releases_the_lock(opencl, monkeyp
             x.exp().realize()
     run = runs[0]
 
-    def lost(queue):
-        raise device.cl.RuntimeError("clEnqueueNDRangeKernel failed: OUT_OF_RESOURCES")
+    def lost():
+        raise device.driver.cl.RuntimeError("clEnqueueNDRangeKernel failed: OUT_OF_RESOURCES")
 
-    monkeypatch.setattr(run.executable.native, "_start", lost)
+    monkeypatch.setattr(run.executable.native.steps, "start", lost)
     with pytest.raises(CompileError, match="fails to run: .*OUT_OF_RESOURCES"):
         run.executable.run(run.buffers)
     monkeypatch.undo()

@@ -14,6 +14,7 @@ import tinyc
 from tinyc import compiler, config, diagnostics, program_cache, tuning
 from tinyc.diagnostics import TinycWarning
 from tinyc.ir.choices import RULES, Choices
+from tinyc.runtime import host
 from tinyc.runtime.toolchain import without_comments
 
 TILE, CHUNKS = Choices(tile=(8, 1)), Choices(chunks=4)
@@ -264,9 +265,9 @@ def test_kernels_are_tried_as_the_program_has_them(clock: Clock, monkeypatch) ->
         return made
 
     monkeypatch.setattr(tuning, "way", way)
-    machine = compiler.host_target()
+    machine = host.host_target()
     small = replace(machine, l2=1 << 14, l3=1 << 16)
-    monkeypatch.setattr(compiler, "host_target", lambda: small)
+    monkeypatch.setattr(host, "host_target", lambda: small)
     x = tinyc.Tensor(np.random.default_rng(3).random((64, 1024), np.float32))
     streamed = (x * 2.0 + 1.0).numpy()
     np.testing.assert_allclose(streamed, x.numpy() * 2.0 + 1.0, rtol=1e-6)

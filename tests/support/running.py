@@ -59,7 +59,7 @@ class Compiled:
         self.outputs = tuple(outputs)
         self.leaves = canonical_key(outputs)[1]
         self.device = get_device(device)
-        target = replace(compiler.target_of(device), **caches)
+        target = replace(get_device(device).machine(), **caches)
         target = replace(target, serial_work=SPLITTING.serial_work) if split else target
         with config.configure(fuse=fuse):
             self.program, _ = pipeline.build_program(self.outputs, self.leaves, target)

@@ -18,7 +18,7 @@ from tinyc.ir.ops import Op, describe
 from tinyc.realization import compute, readers, realize, resolve, run, spoil, stale
 from tinyc.runtime import profile
 from tinyc.runtime.buffer import Buffer
-from tinyc.runtime.device import get_device
+from tinyc.runtime.device import copy_of, get_device
 from tinyc.state import GRAD, Handle, Slot, clock
 from tinyc.tensor import Tensor
 
@@ -280,7 +280,7 @@ def replace_values(what: Any, values: Sequence[Buffer], tensors: Sequence[Tensor
     """Return a result with tensors in the places of outputs and arguments."""
     if type(what) is Value:
         buffer = values[what.number]
-        return _tensor(get_device(buffer.device).upload(buffer.array) if what.copy else buffer)
+        return _tensor(copy_of(buffer) if what.copy else buffer)
     if type(what) is Argument:
         return tensors[what.number]
     if isinstance(what, tuple):

@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.owners import Owners
 from tinyc.codegen.primitives import WIDEST_LANES
-from tinyc.codegen.rebase import Bases, rebase
-from tinyc.codegen.render import TYPES, KernelText, Renderer, Scope
+from tinyc.codegen.rebase import Bases, place, rebase
+from tinyc.codegen.render import TYPES, Functions, KernelText, Renderer, Scope
 from tinyc.codegen.tile import MACROS, pack_function, tile_function
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
@@ -33,6 +34,7 @@ from tinyc.ir.loop import (
     statements,
     stored_at,
 )
+from tinyc.ir.program import ARENA
 
 RUNTIME = """\
 typedef struct {
@@ -382,9 +384,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
     renderer = CRenderer()
     kernels, bases = zip(*map(rebase, kernels)) if kernels else ((), ())
     texts = [renderer.kernel(k) for k in kernels]
-    functions: dict[str, str] = {}
-    known: dict[tuple[str, str], str] = {}
-    names = [define(k.name, t, functions, known) for k, t in zip(kernels, texts)]
+    defined = Functions()
+    names = [defined.define(k.name, partial(functions_of, t)) for k, t in zip(kernels, texts)]
+    functions = defined.texts
     step = entry(kernels, texts, names, bases, {s: i for i, s in enumerate(slots)})
     used = list(renderer.functions)
     groups = balanced(functions)
@@ -404,7 +406,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
         h in USES_LIBM for h in renderer.helpers)
     return Source(own_lines("\n\n".join(p for p in pieces if p) + "\n"), libm,
                   max((t.scratch_size for t in texts), default=0),
-                  tuple(functions[n] for n, _ in names), len(groups), members)
+                  tuple(functions[n] for n in names), len(groups), members)
 
 
 # A program with more text than this is compiled in parts, by processes that run side by side.
@@ -488,22 +490,11 @@ def divided(groups: list[list[str]], functions: dict[str, str], step: str,
     return [*texts, "#if TC_PART <= 1", step, "#endif"]
 
 
-STAGE_NAME = re.compile(r"// \w+")
-
-
-def define(name: str, text: KernelText, functions: dict[str, str],
-           known_by_text: dict[tuple[str, str], str]) -> tuple[str, bool]:
-    """Add a kernel's function unless there is one that does the same for the same lines, as layers
-    in a loop do: only the numbers of stages in the notes differ. (Its name, has finish.)"""
-    head = "(void *task, long chunk, long worker) "
-    body = head + function_text(text, text.body)
-    finish = head + function_text(text, text.finish) if text.finish else ""
-    key = STAGE_NAME.sub("//", body), STAGE_NAME.sub("//", finish)
-    known = known_by_text.setdefault(key, name)
-    if known == name:
-        functions[name] = f"static void {name}{body}" + (
-            f"\nstatic void {name}_end{finish}" if finish else "")
-    return known, bool(text.finish)
+def functions_of(text: KernelText, name: str) -> str:
+    """A kernel's function, and that of its end if it has one."""
+    parts = {name: text.body, f"{name}_end": text.finish}
+    return "\n".join(f"static void {called}(void *task, long chunk, long worker) "
+                     + function_text(text, body) for called, body in parts.items() if body)
 
 
 FUNCTION_HEAD = (
@@ -551,21 +542,22 @@ def overwrites(kernel: LoopKernel) -> bool:
 
 def pointer(s: Storage, slots: dict[Storage, int], bases: Bases) -> str:
     """What tinyc_step hands a kernel for a storage."""
-    if s.role != "slot":
-        return f"arena + {s.offset}"
-    base = bases.get(s, 0) * s.dtype.itemsize
-    return f"(char *)bufs[{slots[s]}] + {base}" if base else f"bufs[{slots[s]}]"
+    slot, first = place(s, slots, bases)
+    base = first * s.dtype.itemsize
+    if slot == ARENA:
+        return f"arena + {base}"
+    return f"(char *)bufs[{slot}] + {base}" if base else f"bufs[{slot}]"
 
 
 def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
-          names: Sequence[tuple[str, bool]], bases: Sequence[Bases],
+          names: Sequence[str], bases: Sequence[Bases],
           slots: dict[Storage, int]) -> str:
     """tinyc_step: every kernel with its pointers, in order. Where an index is bad it ends, so that
     later kernels, the ones that update parameters, change nothing, and returns how many before
     it may have changed arguments."""
     lines = ["long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {",
              "  if (rt->times) rt->times[0] = rt->now();"]
-    for i, (kernel, text, (name, ends)) in enumerate(zip(kernels, texts, names)):
+    for i, (kernel, text, name) in enumerate(zip(kernels, texts, names)):
         pointers = ", ".join(pointer(s, slots, bases[i]) for s in text.storages)
         lines.append(f"  {{ void *p[] = {{ {pointers or '0'} }}; tc_task t = {{ p, rt }};")
         if kernel.chunks > 1:
@@ -574,7 +566,7 @@ def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
             lines.append(f"    {name}(&t, 0, 0);")
         if "tc_check(" in text.body:
             lines.append(f"    if (rt->status[0]) return {i + overwrites(kernel)};")
-        if ends:
+        if text.finish:
             lines.append(f"    {name}_end(&t, 0, 0);")
         lines.append(f"    if (rt->times) rt->times[{i + 1}] = rt->now(); }}")
     return "\n".join([*lines, "  return 0;", "}"])

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tinyc.codegen import mathfn
-from tinyc.codegen.c import STAGE_NAME, CRenderer, CScope, Source, helper, line_members, overwrites
-from tinyc.codegen.rebase import Bases, rebase
-from tinyc.codegen.render import TYPES, KernelText
+from tinyc.codegen.c import CRenderer, CScope, Source, helper, line_members
+from tinyc.codegen.launch import launches
+from tinyc.codegen.rebase import rebase
+from tinyc.codegen.render import TYPES, Functions, KernelText
 from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Prefetch, Storage
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
-
-ARENA = -1
 
 # Names of GNU C in OpenCL's words: helpers are one text for both.
 DIALECT = """\
@@ -191,51 +191,24 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
                                                                            tuple[Launch, ...]]:
     """The text of a program, and its launches in order; `slots` are the arguments in order."""
     renderer = OpenClRenderer()
-    numbers = {s: i for i, s in enumerate(slots)}
-    functions: dict[str, str] = {}
-    known: dict[tuple[str, ...], str] = {}
-    launches: list[Launch] = []
-    texts = []
-    names = []
     rebased = [rebase(kernel) for kernel in kernels]
-    for number, (kernel, bases) in enumerate(rebased):
-        text = renderer.kernel(kernel)
-        texts.append(text)
-        name = define(kernel.name, text, functions, known)
-        names.append(name)
-        arguments = tuple(place(s, numbers, bases) for s in text.storages)
-        ran = number + overwrites(kernel)
-        launches.append(Launch(number, name, arguments, kernel.chunks, ran))
-        if text.finish:
-            launches.append(Launch(number, f"{name}_end", arguments, 1, ran))
+    texts = [renderer.kernel(kernel) for kernel, _ in rebased]
+    defined = Functions()
+    names = [defined.define(k.name, partial(functions_of, t)) for (k, _), t in zip(rebased, texts)]
     pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
               *(CHECK if h == "check" else helper(h) for h in renderer.helpers),
-              *renderer.shared.values(), *functions.values()]
+              *renderer.shared.values(), *defined.texts.values()]
     source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
                     max((t.scratch_size for t in texts), default=0),
-                    tuple(functions[name] for name in names), 1,
+                    tuple(defined.texts[name] for name in names), 1,
                     tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
-    return source, tuple(launches)
+    return source, launches(rebased, texts, names, slots)
 
 
-def place(s: Storage, numbers: dict[Storage, int], bases: Bases) -> tuple[int, int]:
-    """(the argument, or ARENA, that a storage is in, the first element of it)."""
-    if s.role == "slot":
-        return numbers[s], bases.get(s, 0)
-    return ARENA, s.offset // s.dtype.itemsize
-
-
-def define(name: str, text: KernelText, functions: dict[str, str],
-           known: dict[tuple[str, ...], str]) -> str:
-    """Add a kernel unless there is one that does the same for the same lines; its name."""
-    key = STAGE_NAME.sub("//", text.body), STAGE_NAME.sub("//", text.finish)
-    found = known.setdefault((*key, repr([s.dtype.name for s in text.storages])), name)
-    if found == name:
-        parts = [function_text(name, text, text.body)]
-        if text.finish:
-            parts.append(function_text(f"{name}_end", text, text.finish))
-        functions[name] = "\n".join(parts)
-    return found
+def functions_of(text: KernelText, name: str) -> str:
+    """A kernel's function, and that of its end if it has one."""
+    parts = {name: text.body, f"{name}_end": text.finish}
+    return "\n".join(function_text(n, text, body) for n, body in parts.items() if body)
 
 
 def function_text(name: str, text: KernelText, body: str) -> str:

@@ -25,8 +25,16 @@ from tinyc.ir.loop import (
     stored_at,
     transform,
 )
+from tinyc.ir.program import ARENA
 
 Bases = dict[Storage, int]
+
+
+def place(s: Storage, slots: dict[Storage, int], bases: Bases) -> tuple[int, int]:
+    """(the argument, or ARENA, that a storage is in, the first element of it)."""
+    if s.role == "slot":
+        return slots[s], bases.get(s, 0)
+    return ARENA, s.offset // s.dtype.itemsize
 
 
 def rebase(kernel: LoopKernel) -> tuple[LoopKernel, Bases]:

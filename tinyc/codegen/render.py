@@ -5,7 +5,8 @@ Names are given in order of first use, so kernels that do the same have the same
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: 
 
 ALIGNED = "__attribute__((aligned(64)))"
 
+STAGE_NAME = re.compile(r"// \w+")
+
 # A longer subexpression gets a line of its own.
 LONGEST_TEXT = 160
 
@@ -64,6 +67,23 @@ class KernelText:
     scratch_size: int
     lengths: Mapping[Stmt, int]
     declared: int
+
+
+@dataclass
+class Functions:
+    """The functions of a program by name: those that do the same for the same lines, as layers in
+    a loop do, are one. Only the numbers of stages in the notes of such differ."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
+
+    def define(self, name: str, write: Callable[[str], str]) -> str:
+        """The name of a function with the text that `write` makes for a name; added if it is the
+        first."""
+        found = self.known.setdefault(STAGE_NAME.sub("//", write("")), name)
+        if found == name:
+            self.texts[name] = write(name)
+        return found
 
 
 @dataclass

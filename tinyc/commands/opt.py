@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tinyc import config, pipeline
 from tinyc.codegen import c
-from tinyc.compiler import host_target
 from tinyc.debugging import step_text
 from tinyc.diagnostics import TinycError
 from tinyc.dumps import target_from
@@ -19,6 +18,7 @@ from tinyc.ir.program import Target
 from tinyc.ir.steps import Step, changes
 from tinyc.ir.verify import verify
 from tinyc.pipeline import Compilation, Pass, run_pass
+from tinyc.runtime.device import get_device
 
 
 def names() -> list[str]:
@@ -95,7 +95,7 @@ def chosen(text: str) -> list[tuple[Pass, bool]]:
 def target_of(text: str) -> Target:
     """Return this machine's target, or the usual one with the values that are given."""
     if not text:
-        return host_target()
+        return get_device("cpu").machine()
     values: dict[str, object] = {}
     for word in text.split(","):
         name, _, value = word.partition("=")

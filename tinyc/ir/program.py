@@ -126,13 +126,17 @@ class StorageInfo:
     origin: Origin | None
 
 
+# In place of the number of a buffer: the memory that holds intermediate values.
+ARENA = -1
+
+
 @dataclass(frozen=True)
 class Launch:
     """A function to start, on devices that start kernels one by one.
 
-    `arguments` are pairs: the number of a buffer, or -1 for the arena, and the first element of it
-    that is meant. There are `items` work-items, in blocks of `threads`, each of which has `shared`
-    bytes of memory on the chip. `kernel` is the number of the kernel it belongs to, and `ran` how
+    `arguments` are pairs: the number of a buffer, or ARENA, and the first element of it that is
+    meant. There are `items` work-items, in blocks of `threads`, each of which has `shared` bytes of
+    memory on the chip. `kernel` is the number of the kernel it belongs to, and `ran` how
     many kernels may have changed arguments when it finds a bad index.
     """
 

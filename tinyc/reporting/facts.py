@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from tinyc import pipeline
-from tinyc.compiler import NativeExecutable, host_target
+from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import UNKNOWN, Origin
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import describe_type
@@ -18,6 +18,7 @@ from tinyc.ir.printer import to_text
 from tinyc.ir.program import KernelInfo, Program
 from tinyc.ir.steps import Fired, changes, difference
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.device import get_device
 
 Place = list[Any] | None
 # What a buffer's own word on what it is for stands above what the graph says.
@@ -39,7 +40,8 @@ def rebuild(executable: NativeExecutable) -> Rebuilt:
     A program that came from the disk has kept neither its plan nor what its passes did.
     """
     outputs, leaves = executable.outputs, executable.leaves
-    return Rebuilt(*pipeline.build_program(outputs, leaves, host_target(), again=True))
+    target = get_device(executable.device).machine()
+    return Rebuilt(*pipeline.build_program(outputs, leaves, target, again=True))
 
 
 def place(origin: Origin | None) -> Place:

@@ -324,16 +324,22 @@ class Buffer:
 class DeviceBuffer(Buffer):
     """The memory of a tensor on a device that is not the host.
 
-    `handle` is what the device knows it by. `array` is a copy of the values that can't be written.
+    `handle` is what the device knows it by, `ptr` a number for it. `array` is a copy of the values
+    that can't be written.
     """
 
     __slots__ = ("handle", "owner")
 
     def __init__(
-        self, owner: DeviceMemory, dtype: DType, shape: tuple[int, ...], handle: Any
+        self,
+        owner: DeviceMemory,
+        dtype: DType,
+        shape: tuple[int, ...],
+        handle: Any,
+        address: int,
     ) -> None:
         nbytes = prod(shape) * dtype.itemsize
-        self._set(owner.name, dtype, shape, nbytes, NOWHERE, handle.int_ptr)
+        self._set(owner.name, dtype, shape, nbytes, NOWHERE, address)
         self.owner = owner
         self.handle = handle
 

@@ -28,7 +28,7 @@ from tinyc.runtime.host import HostDevice
 from tinyc.runtime.toolchain import Unit, compile_libraries, load_library
 
 if TYPE_CHECKING:
-    from tinyc.ir.program import Program
+    from tinyc.ir.program import Program, Target
 
 
 class Runtime(ctypes.Structure):
@@ -53,7 +53,6 @@ class CpuDevice:
     """This machine's processor. `arena_bytes` and `scratch_bytes` say what programs share."""
 
     name = "cpu"
-    target = "c"
 
     def __init__(self) -> None:
         self._host = HostDevice(self.name)
@@ -70,6 +69,10 @@ class CpuDevice:
         # A thread that ran a program during a fork is not there to release the lock.
         os.register_at_fork(after_in_child=self._renew_lock)
 
+    def machine(self) -> Target:
+        """Return what schedules need to know of this machine."""
+        return self._host.machine()
+
     def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
         """Return an uninitialised buffer."""
         return Buffer(self.name, dtype, shape)
@@ -85,6 +88,10 @@ class CpuDevice:
     def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
         """Return a buffer with the array's values; see `Buffer.from_numpy`."""
         return self._host.upload(array, copy)
+
+    def copied(self, buffer: Buffer) -> Buffer:
+        """Return another buffer with the values of one."""
+        return self._host.copied(buffer)
 
     def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
         """Return neighbouring elements of a buffer as a buffer that shares their memory."""

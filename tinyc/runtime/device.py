@@ -18,7 +18,7 @@ from tinyc.runtime.host import HostDevice
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tinyc.ir.program import Program
+    from tinyc.ir.program import Program, Target
 
 
 class Executable(Protocol):
@@ -36,10 +36,12 @@ class Executable(Protocol):
 
 
 class Device(Protocol):
-    """Where tensors live and programs run. `target` names the language of its programs."""
+    """Where tensors live and programs run."""
 
     name: str
-    target: str
+
+    def machine(self) -> Target:
+        """Return what schedules need to know of it, the language of its kernels among it."""
 
     def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
         """Return an uninitialised buffer."""
@@ -52,6 +54,9 @@ class Device(Protocol):
 
     def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
         """Return a buffer with the array's values, which may share its memory without `copy`."""
+
+    def copied(self, buffer: Buffer) -> Buffer:
+        """Return another buffer with the values of one."""
 
     def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
         """Return neighbouring elements of a buffer as a buffer, which may share their memory."""
@@ -73,11 +78,16 @@ def get_device(name: str) -> Device:
     if name in ("numpy", "interpret"):
         return HostDevice(name)
     if re.fullmatch(r"opencl(:\d+)?", name):
-        from tinyc.runtime.opencl import OpenClDevice
+        from tinyc.runtime.opencl import open_device
 
-        return OpenClDevice(name)
+        return open_device(name)
     known = ", ".join(config.DEVICES)
     raise DeviceError(f"device: no device is called {name!r}; there are {known}")
+
+
+def copy_of(buffer: Buffer) -> Buffer:
+    """Return another buffer with the values of one, on the same device."""
+    return get_device(buffer.device).copied(buffer)
 
 
 class DeviceError(TinycError, ValueError):

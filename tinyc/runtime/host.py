@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,16 +14,28 @@ from tinyc.runtime.buffer import Buffer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tinyc.ir.program import Program
+    from tinyc.ir.program import Program, Target
+
+
+def host_target() -> Target:
+    """Return the CPU that runs, or less of it where the switch `isa` says so: its vector registers
+    decide the register tile."""
+    from tinyc.ir.program import CPU
+    from tinyc.runtime.isa import isa_in_force
+
+    isa = isa_in_force()
+    return replace(CPU, lanes=isa.lanes, tile_rows=isa.tile_rows)
 
 
 class HostDevice:
     """A device whose memory is numpy's; the compiler runs its programs with an interpreter."""
 
-    target = ""
-
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def machine(self) -> Target:
+        """Return what schedules need to know: kernels that Python runs are the CPU's."""
+        return host_target()
 
     def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Buffer:
         """Return an uninitialised buffer."""
@@ -39,6 +52,10 @@ class HostDevice:
     def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
         """Return a buffer with the array's values; see `Buffer.from_numpy`."""
         return Buffer.from_numpy(array, self.name, copy)
+
+    def copied(self, buffer: Buffer) -> Buffer:
+        """Return another buffer with the values of one."""
+        return self.upload(buffer.array)
 
     def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
         """Return neighbouring elements of a buffer as a buffer that shares their memory."""
