@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 
+from tinyc.ir.program import GPU
 from tinyc.runtime.device import DeviceError, get_device
 
 
@@ -23,3 +25,12 @@ def opencl() -> str:
     if problem():
         pytest.skip(problem())
     return "opencl"
+
+
+@pytest.fixture
+def blocks(opencl, monkeypatch) -> str:
+    """The name of an OpenCL device that takes itself for a GPU."""
+    device = get_device("opencl:0")
+    target = replace(GPU, threads=64, shared=16 << 10, chunks=24)
+    monkeypatch.setattr(device.driver, "machine", lambda: target)
+    return device.name

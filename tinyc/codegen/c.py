@@ -112,12 +112,16 @@ class CRenderer(Renderer):
     def kernel(self, kernel: LoopKernel) -> KernelText:
         """Render one kernel."""
         scope = self.scope(kernel)
+        scope.chunks = kernel.chunks
         body = scope.block(kernel.body, 1)
+        scope.chunks = kernel.last.extent
         finish = scope.block(kernel.finish, 1)
         scratch = [(s, at) for s, (_, at) in scope.scratch.items()]
         tiles = scope.tile_lines()
+        shared = [(s, name) for s, name in scope.locals.items() if s.role == "shared"]
         return KernelText(list(scope.params), scratch, "\n".join([*tiles, *body]),
-                          "\n".join(finish), scope.scratch_size, scope.lengths, len(tiles))
+                          "\n".join(finish), scope.scratch_size, scope.lengths, len(tiles),
+                          shared, kernel.threads)
 
 
 @dataclass

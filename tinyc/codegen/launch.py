@@ -21,7 +21,8 @@ def launches(rebased: Sequence[tuple[LoopKernel, Bases]], texts: Sequence[Kernel
     for number, ((kernel, bases), text, name) in enumerate(zip(rebased, texts, names)):
         arguments = tuple(place(s, numbers, bases) for s in text.storages)
         ran = number + overwrites(kernel)
-        made.append(Launch(number, name, arguments, kernel.chunks, ran))
-        if text.finish:
-            made.append(Launch(number, f"{name}_end", arguments, 1, ran))
+        ends = [(f"{name}_end", kernel.last.extent)] if text.finish else []
+        for function, blocks in [(name, kernel.chunks), *ends]:
+            made.append(Launch(number, function, arguments, blocks * kernel.threads, ran,
+                               kernel.threads, text.shared_size))
     return tuple(made)

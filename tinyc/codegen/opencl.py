@@ -6,15 +6,18 @@ is a slice for each chunk. The register tile and the transposing copy are in Ope
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from tinyc.codegen import mathfn
-from tinyc.codegen.c import CRenderer, CScope, Source, helper, line_members
+from tinyc.codegen.blocks import BlockScope, small_indices
+from tinyc.codegen.c import CRenderer, Source, helper, line_members
 from tinyc.codegen.launch import launches
 from tinyc.codegen.rebase import rebase
 from tinyc.codegen.render import TYPES, Functions, KernelText
+from tinyc.ir.dtype import DType
 from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Prefetch, Storage
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
@@ -38,6 +41,27 @@ DIALECT = """\
 #define __builtin_copysignf copysign
 #define __builtin_copysign copysign
 """
+
+# The names of types that vectors are made of, where they differ.
+VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong"}
+
+# Each thread's number replaced by the sum, or maximum, of its group: halves are added until there
+# is one. All threads of the block come here.
+COMBINE = """\
+static {t} tc_combine_{name}({t} x, int thread, int width, __local long *memory) {{
+  __local {t} *pool = (__local {t} *)memory;
+  const int lane = thread % width;
+  pool[thread] = x;
+  barrier(CLK_LOCAL_MEM_FENCE);
+  for (int n = width, half; n > 1; n = half) {{
+    half = (n + 1) / 2;
+    if (lane + half < n) pool[thread] = {both};
+    barrier(CLK_LOCAL_MEM_FENCE);
+  }}
+  x = pool[thread - lane];
+  barrier(CLK_LOCAL_MEM_FENCE);
+  return x;
+}}"""
 
 CHECK = """\
 static inline long tc_check(long v, long bound, long site, __global long *status) {
@@ -82,20 +106,30 @@ class OpenClRenderer(CRenderer):
 
     def scope(self, kernel: LoopKernel) -> OpenClScope:
         """What a kernel's names are given by."""
-        return OpenClScope(self, kernel)
+        narrow = kernel.threads > 1 and small_indices(kernel)
+        return OpenClScope(self, kernel, integer="int" if narrow else "long")
 
 
-class OpenClScope(CScope):
+class OpenClScope(BlockScope):
     """Names of one kernel in OpenCL C."""
 
     owner: OpenClRenderer
 
     TABLE = "const long"
+    WAIT = "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);"
 
     def hints(self, stmt: For) -> list[str]:
         """Where iterations are independent, vectors are asked for."""
         wanted = stmt.kind.endswith("simd")
-        return ["#pragma clang loop vectorize(enable)"] if wanted else []
+        return ["#pragma clang loop vectorize(enable)"] if wanted else super().hints(stmt)
+
+    def vector_type(self, dtype: DType, width: int) -> str:
+        """The language's own name of a vector."""
+        return f"{VECTORS.get(dtype.name, TYPES[dtype.name])}{width}"
+
+    def pointer_to(self, s: Storage, kind: str) -> str:
+        """A pointer says which memory it is of."""
+        return f"{space(s)} {kind} *"
 
     def prefetch(self, stmt: Prefetch) -> str:
         """A hint that the language has."""
@@ -118,6 +152,8 @@ class OpenClScope(CScope):
 
 def space(storage: Storage) -> str:
     """The address space of a storage."""
+    if storage.role == "shared":
+        return "__local"
     return "__global" if storage.role in ("slot", "arena", "scratch") else "__private"
 
 
@@ -196,13 +232,25 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
     defined = Functions()
     names = [defined.define(k.name, partial(functions_of, t)) for (k, _), t in zip(rebased, texts)]
     pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
-              *(CHECK if h == "check" else helper(h) for h in renderer.helpers),
+              *map(helper_text, renderer.helpers),
               *renderer.shared.values(), *defined.texts.values()]
     source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
                     max((t.scratch_size for t in texts), default=0),
                     tuple(defined.texts[name] for name in names), 1,
                     tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
     return source, launches(rebased, texts, names, slots)
+
+
+def helper_text(name: str) -> str:
+    """The text of a helper function, for most that of GNU C."""
+    if name == "check":
+        return CHECK
+    if not name.startswith("combine_"):
+        return helper(name)
+    how, dtype = name.split("_")[1:]
+    pair = "pool[thread + half], pool[thread]"
+    both = f"tc_max_{dtype}({pair})" if how == "max" else pair.replace(",", " +")
+    return COMBINE.format(t=TYPES[dtype], name=f"{how}_{dtype}", both=both)
 
 
 def functions_of(text: KernelText, name: str) -> str:
@@ -220,10 +268,9 @@ def function_text(name: str, text: KernelText, body: str) -> str:
     parameters += ["__global char *scratch_memory", "long scratch_stride", "__global long *status",
                    "long ran"]
     lines = [
-        "__kernel __attribute__((reqd_work_group_size(1, 1, 1)))",
+        f"__kernel __attribute__((reqd_work_group_size({text.threads}, 1, 1)))",
         f"void {name}({', '.join(parameters)}) {{",
-        "  const long chunk = get_global_id(0);",
-        "  if (status[0]) return;",
+        *head_lines(text, body),
         *(["  status[2] = ran;"] if "tc_check(" in body else []),
         *(f"  __global {types[i]} *a{i} = b{i} + f{i};" for i, _ in storages),
         "  __global char *scratch = scratch_memory + chunk * scratch_stride;",
@@ -234,3 +281,22 @@ def function_text(name: str, text: KernelText, body: str) -> str:
         "}",
     ]
     return "\n".join(lines)
+
+
+def head_lines(text: KernelText, body: str) -> list[str]:
+    """Where a work-item is, its block's memory, and the end where an index was out of range.
+
+    Of a block either all threads go on or none, though one may find a bad index meanwhile.
+    """
+    if text.threads == 1:
+        return ["  const long chunk = get_global_id(0);", "  if (status[0]) return;"]
+    used = set(re.findall(r"\bv\d+\b", body))
+    lines = ["  const int chunk = get_group_id(0), thread = get_local_id(0);",
+             *(f"  __local {TYPES[s.dtype.name]} {name}[{s.size}] __attribute__((aligned(16)));"
+               for s, name in text.shared if name in used)]
+    if "tc_combine_" in body:
+        lines.append(f"  __local long pool[{text.threads}];")
+    if "tc_check(" not in body:
+        return [*lines, "  if (status[0]) return;"]
+    return [*lines, "  __local int stops;", "  if (thread == 0) stops = status[0] != 0;",
+            "  barrier(CLK_LOCAL_MEM_FENCE);", "  if (stops) return;"]

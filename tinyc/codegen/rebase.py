@@ -28,6 +28,8 @@ from tinyc.ir.loop import (
 from tinyc.ir.program import ARENA
 
 Bases = dict[Storage, int]
+# Bytes of the widest access of a thread.
+VECTOR = 16
 
 
 def place(s: Storage, slots: dict[Storage, int], bases: Bases) -> tuple[int, int]:
@@ -44,6 +46,8 @@ def rebase(kernel: LoopKernel) -> tuple[LoopKernel, Bases]:
         for storage, index in accesses(stmt):
             if storage.role == "slot":
                 bases[storage] = min(bases.get(storage, index.const), index.const)
+    if kernel.threads > 1:  # whole vectors stay aligned
+        bases = {s: base - base % (VECTOR // s.dtype.itemsize) for s, base in bases.items()}
     bases = {s: base for s, base in bases.items() if base > 0}
     if not bases:
         return kernel, {}

@@ -58,6 +58,7 @@ class KernelText:
     """What rendering a kernel gives: its parameters in order, its text, what it used.
 
     `lengths` are the lines of each statement's text; the body has `declared` lines before them.
+    What it has on the chip is `shared`, with names.
     """
 
     storages: list[Storage]
@@ -67,6 +68,13 @@ class KernelText:
     scratch_size: int
     lengths: Mapping[Stmt, int]
     declared: int
+    shared: list[tuple[Storage, str]] = field(default_factory=list)
+    threads: int = 1
+
+    @property
+    def shared_size(self) -> int:
+        """Bytes on the chip that a block of threads has."""
+        return sum(-(-s.nbytes // 16) * 16 for s, _ in self.shared)
 
 
 @dataclass
@@ -112,6 +120,10 @@ class Scope:
     collected: dict[Store, tuple[str, Var]] = field(default_factory=dict)
     # How many lines the text of each statement has, what is below it included.
     lengths: dict[Stmt, int] = field(default_factory=dict)
+    # The type of loop variables and indices.
+    integer: str = "long"
+    # How many chunks there are of what is being rendered.
+    chunks: int = 1
 
     # -- names -----------------------------------------------------------------------------------
 
@@ -123,10 +135,11 @@ class Scope:
                 self.scratch[s] = (f"s{len(self.scratch)}", self.scratch_size)
                 self.scratch_size += -(-s.nbytes // 64) * 64
             return self.scratch[s][0]
-        return self.locals.setdefault(s, f"{'v' if s.size > 1 else 'r'}{len(self.locals)}")
+        letter = "v" if s.size > 1 or s.role == "shared" else "r"
+        return self.locals.setdefault(s, f"{letter}{len(self.locals)}")
 
     def var(self, v: Var) -> str:
-        if v is self.kernel.chunk:
+        if v is self.kernel.chunk or v is self.kernel.last:
             return "chunk"
         return self.variables.setdefault(v, f"i{len(self.variables)}")
 
@@ -172,15 +185,14 @@ class Scope:
         start, stop = "0", str(n)
         before: list[str] = []
         if stmt.kind.startswith("chunk"):
-            chunks = self.kernel.chunks
-            start, stop = f"chunk * {n}L / {chunks}", f"(chunk + 1) * {n}L / {chunks}"
+            start, stop = f"chunk * {n}L / {self.chunks}", f"(chunk + 1) * {n}L / {self.chunks}"
         elif stmt.limit is not None:
             self.owner.helpers["min"] = None
             stop = f"tc_min({n}, {self.index(stmt.limit, before, pad)})"
         streamed = [s for s in stmt.body if isinstance(s, Store) and s.streams]
         lines = [*before, *(self.collect(s, stmt.var, pad) for s in streamed)]
         lines += [pad + line for line in self.hints(stmt)]
-        lines.append(f"{pad}for (long {v} = {start}; {v} < {stop}; {v}++) {{")
+        lines.append(f"{pad}for ({self.integer} {v} = {start}; {v} < {stop}; {v}++) {{")
         body = self.block(stmt.body, depth + 1)
         return [*lines, *body, " ".join([pad + "}", *(self.stream(s) for s in streamed)])]
 
@@ -372,7 +384,7 @@ class Scope:
         if isinstance(atom, Var):
             name = self.var(atom)
         elif isinstance(atom, Data):
-            name = f"(long)({text[id(atom.expr)]})"
+            name = f"({self.integer})({text[id(atom.expr)]})"
         elif isinstance(atom, FloorDiv):
             name = f"({self.affine(atom.operand, text)} / {atom.n})"
         else:

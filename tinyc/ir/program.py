@@ -5,7 +5,7 @@ Apart from the plan that leads to it, so that a process which loads programs loa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tinyc.diagnostics import BoundsError, Origin, format_origin
@@ -48,6 +48,8 @@ class Target:
 
 CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, l3=32 << 20, chunks=8,
              serial_work=1 << 15, private_bytes=256 << 10)
+# Two blocks for each multiprocessor of a large one.
+GPU = replace(CPU, l3=1 << 62, chunks=264, language="opencl", threads=256, shared=32 << 10)
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ class LaunchExecutable:
         self.steps = device.driver.steps(program, loaded, device.status.handle)
         # Which buffer each slot was at the last run: its number, which keeps no memory.
         self._known: dict[int, int] = {}
-        chunks = max((launch.items for launch in program.launches), default=1)
+        chunks = max((x.items // x.threads for x in program.launches), default=1)
         self._shared = {ARENA: program.arena_size, SCRATCH: chunks * program.scratch_size}
 
     def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:

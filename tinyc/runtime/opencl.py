@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyc.ir.program import CPU, Target
+from tinyc.ir.program import CPU, GPU, Target
 from tinyc.runtime.device import DeviceError
 from tinyc.runtime.launches import SCRATCH, LaunchDevice, last_line
 
@@ -142,10 +142,13 @@ class OpenClDriver:
         self.memory = cl.tools.MemoryPool(cl.tools.ImmediateAllocator(self.queue))
 
     def machine(self) -> Target:
-        """Return what schedules need to know: the CPU's recipes, with this device's vectors.
+        """Return what schedules need to know: a GPU's recipes, or a CPU's with its vectors.
 
-        OpenCL has no stores that go past the caches, so its last one is as large as can be.
+        OpenCL has no stores that go past the caches, so the last one is as large as can be.
         """
+        if self.device.type & self.cl.device_type.GPU:
+            threads = min(256, self.device.max_work_group_size)
+            return replace(GPU, threads=threads, shared=self.device.local_mem_size)
         lanes = min(16, max(4, self.device.native_vector_width_float))
         rows = CPU.tile_rows * (2 if lanes == 16 else 1)
         return replace(CPU, lanes=lanes, tile_rows=rows, l3=1 << 62, language="opencl")
@@ -247,6 +250,6 @@ class OpenClSteps:
     def _start(self, queue: Any) -> list[Any]:
         start = self.driver.cl.enqueue_nd_range_kernel
         return [
-            start(queue, kernel, (launch.items,), (1,))
+            start(queue, kernel, (launch.items,), (launch.threads,))
             for kernel, launch in zip(self._kernels, self.launches)
         ]
