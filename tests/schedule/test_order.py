@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from running import Memory, buffers, floats, interpreted, plan_of
 
-from tinyc.composites import linear
+from tinyc.composites import attention, linear
 from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
 from tinyc.ir.evaluate import evaluate
@@ -56,3 +56,14 @@ def test_every_stage_comes_after_what_it_waits_for():
         placed.add(stage)
     for got, want in zip(interpreted(outputs, memory), evaluate(outputs, memory)):
         np.testing.assert_allclose(got, want, 1e-4, 1e-4)
+
+
+def test_a_product_of_arguments_waits_for_its_first_reader():
+    arrays = [floats(2, 2, 64, 16, seed=k) for k in range(4)]
+    (q, k, v, g), memory = buffers(*arrays)
+    y = attention.attention(q, k, v)
+    outputs = vjp([y], [g], [q, k, v])  # `y` itself is not asked for
+    plan = plan_of(outputs)
+    assert len(plan.nests) == 1 and plan.arena_size == 0
+    for got, want in zip(interpreted(outputs, memory), evaluate(outputs, memory)):
+        np.testing.assert_allclose(got, want, 1e-4, 1e-5)

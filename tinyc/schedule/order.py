@@ -1,7 +1,9 @@
 """The order of stages: a stage that frees more memory than it takes runs as soon as it can.
 
 Gradients of weights are asked for at the end of a graph, and each holds the activations that it is
-made of until then. Run when what it multiplies is there, it lets go of them at once.
+made of until then. Run when what it multiplies is there, it lets go of them at once. A product of
+arguments alone frees nothing: it waits for its first reader, beside whose other values it may stay
+in a cache (gradients of attention whose result nobody asks for).
 """
 from __future__ import annotations
 
@@ -68,4 +70,13 @@ def order_by_memory(plan: Plan) -> None:
         for s in waiting.take(stage):
             late = s.kind != "contract" or not waiting.frees(s)
             heapq.heappush(ready, (late, waiting.place[s], s))
-    plan.stages = list(order)
+    plan.stages = before_readers(list(order), waiting.users)
+
+
+def before_readers(order: list[Stage], users: dict[Stage, list[Stage]]) -> list[Stage]:
+    """The order with each product of arguments alone right before the first that waits for it."""
+    place: dict[Stage, tuple[int, int]] = {s: (i, 0) for i, s in enumerate(order)}
+    for i, s in enumerate(order):
+        if s.kind == "contract" and users[s] and not arena_read(s):
+            place[s] = min(place[u][0] for u in users[s]), i - len(order)
+    return sorted(order, key=place.__getitem__)
