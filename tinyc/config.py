@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-DEVICES = ("cpu", "numpy", "interpret", "opencl")
+DEVICES = ("cpu", "numpy", "interpret", "opencl", "cuda")
 ISAS = ("native", "avx512", "avx2", "sse2", "neon", "scalar")
 PREFIX = "TINYC_"
 

@@ -176,7 +176,7 @@ def devices() -> list[Finding]:
     except CompileError:
         found.append(Finding(section, "cpu", "bad", "needs a C compiler", pip_install("ziglang")))
     found += opencl_devices()
-    found.append(Finding(section, "cuda", "absent", "not part of this version"))
+    found += cuda_devices()
     return [*found, Finding(section, "in use", "good", default_device())]
 
 
@@ -203,6 +203,29 @@ def opencl_devices() -> list[Finding]:
             found.append(Finding(section, name, "good", text))
         except DeviceError as error:
             found.append(Finding(section, name, "bad", str(error)))
+    return found
+
+
+def cuda_devices() -> list[Finding]:
+    """Return the CUDA devices with their numbers, and the compiler for them, or what would help."""
+    from tinyc.runtime import cuda, cuda_compiler
+    from tinyc.runtime.device import DeviceError
+
+    section, fix = "devices", pip_install("tinyc[cuda]")
+    found: list[Finding] = []
+    try:
+        while True:
+            name = f"cuda:{len(found)}" if found else "cuda"
+            card = cuda.open_calls(name).card
+            text = f"{card.name}, {card.arch}, {card.memory / 2**30:.0f} GiB"
+            found.append(Finding(section, name, "good", text))
+    except DeviceError as error:
+        if not found:
+            return [Finding(section, "cuda", "absent", str(error).partition("; pip")[0], fix)]
+    try:
+        found.append(Finding(section, "CUDA C++", "good", cuda_compiler.cuda_compiler().version))
+    except CompileError as error:
+        found.append(Finding(section, "CUDA C++", "bad", str(error), fix))
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyc import config, debugging, dumps
-from tinyc.codegen import c, cpu, gpu, opencl
+from tinyc.codegen import c, cpu, cuda, gpu, opencl
 from tinyc.codegen.c import Source
 from tinyc.codegen.count import kernel_info
 from tinyc.codegen.lines import far_stores
@@ -287,6 +287,8 @@ def render(plan: Plan, target: Target) -> tuple[Source, tuple[Launch, ...]]:
     """The source text of kernels and, where a device starts them one by one, how."""
     if target.language == "opencl":
         return opencl.program(plan.kernels, plan.slots)
+    if target.language == "cuda":
+        return cuda.program(plan.kernels, plan.slots)
     return c.program(plan.kernels, plan.slots, config.current().lines), ()
 
 

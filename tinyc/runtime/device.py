@@ -78,9 +78,13 @@ def get_device(name: str) -> Device:
     if name in ("numpy", "interpret"):
         return HostDevice(name)
     if re.fullmatch(r"opencl(:\d+)?", name):
-        from tinyc.runtime.opencl import open_device
+        from tinyc.runtime import opencl
 
-        return open_device(name)
+        return opencl.open_device(name)
+    if re.fullmatch(r"cuda(:\d+)?", name):
+        from tinyc.runtime import cuda
+
+        return cuda.open_device(name)
     known = ", ".join(config.DEVICES)
     raise DeviceError(f"device: no device is called {name!r}; there are {known}")
 

@@ -57,12 +57,14 @@ class Steps(Protocol):
 class Driver(Protocol):
     """What a library for devices does for one of them. Memory is whatever it makes of it.
 
-    `key` names all that decides what a source is compiled to; `error` is the class of what it
-    raises.
+    `error` is the class of what it raises.
     """
 
-    key: Sequence[str]
     error: type[Exception]
+
+    @property
+    def key(self) -> Sequence[str]:
+        """What decides, beside the source, what a source is compiled to."""
 
     def machine(self) -> Target:
         """Return what schedules need to know of the device."""

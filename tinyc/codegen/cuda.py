@@ -1,0 +1,244 @@
+"""Loop IR -> CUDA C++, for blocks of threads: kernels, and how to start them.
+
+A storage is a parameter and the number of the first element of it that the kernel means, as in
+OpenCL. What a block has on the chip is one piece whose size the launch gives. The text needs no
+header, so that NVRTC and nvcc compile it alike.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tinyc.codegen import mathfn
+from tinyc.codegen.blocks import BlockScope, small_indices
+from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
+from tinyc.codegen.launch import launches
+from tinyc.codegen.rebase import rebase
+from tinyc.codegen.render import TYPES, Functions, KernelText
+from tinyc.ir.dtype import DTYPES, DType
+from tinyc.ir.loop import Combine, LoopKernel, Prefetch, Storage, Store, statements, stored_at
+from tinyc.ir.ops import Op
+from tinyc.ir.program import Launch
+
+# Names of GNU C in CUDA's words: helpers are one text for all languages.
+DIALECT = """\
+#define _Bool bool
+#define TC_INLINE static __device__ __forceinline__
+#define __builtin_inff() __int_as_float(0x7f800000)
+#define __builtin_inf() __longlong_as_double(0x7ff0000000000000ll)
+#define __builtin_nanf(text) __int_as_float(0x7fc00000)
+#define __builtin_nan(text) __longlong_as_double(0x7ff8000000000000ll)
+#define __builtin_floorf floorf
+#define __builtin_floor floor
+#define __builtin_sqrtf sqrtf
+#define __builtin_fmodf fmodf
+#define __builtin_fmod fmod
+#define __builtin_copysignf copysignf
+#define __builtin_copysign copysign
+#define __builtin_memcpy memcpy
+"""
+
+# The names of types that vectors are made of, where they differ.
+VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong"}
+
+# The first thread that finds a bad index says which it was, and how many kernels may have changed
+# arguments before. Kernels that overwrite arguments then do nothing.
+CHECK = """\
+TC_INLINE long tc_checked(long v, long bound, long site, long *status, long ran) {
+  if ((unsigned long)v < (unsigned long)bound) return v;
+  if (atomicCAS((unsigned long long *)status, 0ull, (unsigned long long)site) == 0) {
+    status[1] = v; status[2] = ran;
+  }
+  return 0;
+}
+#define tc_check(v, bound, site, status) tc_checked(v, bound, site, status, ran)"""
+
+# Each thread's number replaced by the sum, or maximum, of its group: lanes of a warp exchange
+# theirs, in pairs that are farther apart first; of larger groups each warp's is then taken in turn.
+COMBINE = """\
+template <int WIDTH, int THREADS>
+TC_INLINE {t} tc_combine_{name}({t} x, int thread, long *memory) {{
+  const unsigned all = THREADS < 32 ? (1u << THREADS % 32) - 1 : 0xffffffffu;
+#pragma unroll
+  for (int n = (WIDTH < 32 ? WIDTH : 32) / 2; n; n /= 2) {{
+    const {t} y = ({t})__shfl_xor_sync(all, {x}, n);
+    x = {both};
+  }}
+  if (WIDTH <= 32) return {agreed};
+  {t} *pool = ({t} *)memory;
+  const int first = thread / WIDTH * (WIDTH / 32);
+  if (thread % 32 == 0) pool[thread / 32] = x;
+  __syncthreads();
+  x = pool[first];
+#pragma unroll
+  for (int n = 1; n < WIDTH / 32; n++) {{
+    const {t} y = pool[first + n];
+    x = {both};
+  }}
+  __syncthreads();
+  return x;
+}}"""
+
+
+def _reinterpreted(to: str, back: str, real: str, words: str) -> str:
+    """The two functions between a number and its bits, which are functions of the language."""
+    return (f"TC_INLINE {words} tc_bits_{real}({TYPES[real]} x) {{ return {to}(x); }}\n"
+            f"TC_INLINE {TYPES[real]} tc_from_bits_{real}({words} b) {{ return {back}(b); }}\n")
+
+
+def _library(op: Op, arity: int = 1) -> str:
+    """A function of f64, which CUDA has."""
+    parameters, call = ("double x", "x") if arity == 1 else ("double x, double y", "x, y")
+    return f"TC_INLINE double tc_{op.value}_f64({parameters}) {{ return {op.value}({call}); }}\n"
+
+
+# What the vector library has in other words than in GNU C.
+OWN = {
+    "": "",
+    "symbol": "",
+    "bits_f32": _reinterpreted("__float_as_uint", "__uint_as_float", "f32", "unsigned"),
+    "bits_f64": _reinterpreted("__double_as_longlong", "__longlong_as_double", "f64",
+                               "unsigned long long"),
+    "two_over_pi": mathfn.HELPERS["two_over_pi"][0].replace("static const",
+                                                            "static __device__ const"),
+    **{f"tc_{op.value}_f64": _library(op, 2 if op is Op.POW else 1)
+       for op in (Op.SIN, Op.COS, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
+}
+
+
+@dataclass
+class CudaRenderer(CRenderer):
+    """CUDA C++ for GPUs."""
+
+    def scope(self, kernel: LoopKernel) -> CudaScope:
+        """What a kernel's names are given by."""
+        return CudaScope(self, kernel, integer="int" if small_indices(kernel) else "long")
+
+
+class CudaScope(BlockScope):
+    """Names of one kernel in CUDA C++."""
+
+    TABLE = "const long"
+    WAIT = "__syncthreads();"
+
+    def combine(self, stmt: Combine) -> str:
+        """The call that makes one number of the registers of neighbouring threads."""
+        name, threads = f"{stmt.how}_{stmt.storage.dtype.name}", self.kernel.threads
+        width = stmt.width or threads
+        assert width % 32 == 0 or (width < 32 and width & (width - 1) == 0), width
+        if stmt.how == "max":
+            self.maximum("", "", stmt.storage.dtype)
+        self.owner.helpers[f"combine_{name}"] = None
+        r = self.storage(stmt.storage)
+        return f"{r} = tc_combine_{name}<{width}, {threads}>({r}, thread, pool);"
+
+    def store(self, stmt: Store, pad: str) -> list[str]:
+        if not stmt.atomic:
+            return super().store(stmt, pad)
+        lines: list[str] = []
+        value = self.expression(stmt.value, lines, pad)
+        where = self.element(stmt.storage, stmt.index, lines, pad)
+        t = {"i64": "unsigned long long", "u64": "unsigned long long"}.get(
+            stmt.storage.dtype.name, TYPES[stmt.storage.dtype.name])
+        note = f"  // {stmt.note}" if stmt.note else ""
+        return [*lines, f"{pad}atomicAdd(({t} *)&{where}, ({t}){value});{note}"]
+
+    def vector_type(self, dtype: DType, width: int) -> str:
+        """The language's own name of a vector."""
+        return f"{VECTORS.get(dtype.name, TYPES[dtype.name])}{width}"
+
+    def prefetch(self, stmt: Prefetch) -> str:
+        """Nothing: other threads run while one waits for memory."""
+        return ""
+
+
+# -- a program -----------------------------------------------------------------------------------
+
+
+def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[Source,
+                                                                           tuple[Launch, ...]]:
+    """The text of a program, and its launches in order; `slots` are the arguments in order."""
+    renderer = CudaRenderer()
+    rebased = [rebase(kernel) for kernel in kernels]
+    texts = [renderer.kernel(kernel) for kernel, _ in rebased]
+    checks = "check" in renderer.helpers
+    defined = Functions()
+    names = [defined.define(k.name, partial(functions_of, k, t, checks and overwrites(k)))
+             for (k, _), t in zip(rebased, texts)]
+    pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
+              *map(helper_text, renderer.helpers), *defined.texts.values()]
+    source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
+                    max((t.scratch_size for t in texts), default=0),
+                    tuple(defined.texts[name] for name in names), 1,
+                    tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
+    return source, launches(rebased, texts, names, slots)
+
+
+def helper_text(name: str) -> str:
+    """The text of a helper function, for most that of GNU C."""
+    if name == "check":
+        return CHECK
+    if not name.startswith("combine_"):
+        return helper(name).replace("static inline", "TC_INLINE")
+    how, dtype = name.split("_")[1:]
+    t, kind = TYPES[dtype], DTYPES[dtype].kind
+    both = f"tc_max_{dtype}(x, y)" if how == "max" else f"({t})(x {'|' if kind == 'b' else '+'} y)"
+    # Of two numbers that compare equal, 0 and -0, each lane of a pair keeps the other's.
+    agreed = "__shfl_sync(all, x, 0, WIDTH)" if how == "max" and kind == "f" else "x"
+    x = "(int)x" if DTYPES[dtype].itemsize < 4 else "x"
+    return COMBINE.format(t=t, name=f"{how}_{dtype}", both=both, agreed=agreed, x=x)
+
+
+def functions_of(kernel: LoopKernel, text: KernelText, stops: bool, name: str) -> str:
+    """A kernel's function, and that of its end if it has one."""
+    written = {place[0] for place in map(stored_at, statements(kernel.body + kernel.finish))
+               if place is not None}
+    parts = {name: text.body, f"{name}_end": text.finish}
+    return "\n".join(function_text(n, text, body, written, stops)
+                     for n, body in parts.items() if body)
+
+
+def function_text(name: str, text: KernelText, body: str, written: set[Storage],
+                  stops: bool) -> str:
+    """A kernel; where it `stops`, it does nothing once an index was found to be out of range."""
+    types = [("" if s in written else "const ") + TYPES[s.dtype.name] for s in text.storages]
+    parameters = [p for i, t in enumerate(types) for p in (f"{t} *__restrict__ b{i}", f"long f{i}")]
+    parameters += ["char *scratch_memory", "long scratch_stride", "long *status", "long ran"]
+    lines = [
+        f"extern \"C\" __global__ void __launch_bounds__({text.threads})",
+        f"{name}({', '.join(parameters)}) {{",
+        "  const int chunk = blockIdx.x, thread = threadIdx.x;",
+        *head_lines(text, body, stops),
+        *(f"  {t} *__restrict__ a{i} = b{i} + f{i};" for i, t in enumerate(types)),
+        *(f"  {TYPES[s.dtype.name]} *s{i} = ({TYPES[s.dtype.name]} *)"
+          f"(scratch_memory + chunk * scratch_stride + {at});"
+          for i, (s, at) in enumerate(text.scratch)),
+        body,
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def head_lines(text: KernelText, body: str, stops: bool) -> list[str]:
+    """A block's memory on the chip, and the end where an index was out of range.
+
+    Of a block either all threads go on or none, though one may find a bad index meanwhile.
+    """
+    used, at, lines = set(re.findall(r"\bv\d+\b", body)), 0, []
+    for s, name in text.shared:
+        if name in used:
+            t = TYPES[s.dtype.name]
+            lines.append(f"  {t} *{name} = ({t} *)(shared_memory + {at});")
+        at += -(-s.nbytes // 16) * 16
+    if lines:
+        lines.insert(0, "  extern __shared__ __align__(16) unsigned char shared_memory[];")
+    if "tc_combine_" in body and text.threads > 32:
+        lines.append(f"  __shared__ long pool[{text.threads // 32}];")
+    elif "tc_combine_" in body:
+        lines.append("  long *pool = 0;")
+    if stops:
+        test = "__syncthreads_or(status[0] != 0)" if "tc_check(" in body else "status[0]"
+        lines.append(f"  if ({test}) return;")
+    return lines
