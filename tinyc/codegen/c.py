@@ -34,7 +34,6 @@ from tinyc.ir.loop import (
     statements,
     stored_at,
 )
-from tinyc.ir.program import ARENA
 
 RUNTIME = """\
 typedef struct {
@@ -388,7 +387,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
     renderer = CRenderer()
     kernels, bases = zip(*map(rebase, kernels)) if kernels else ((), ())
     texts = [renderer.kernel(k) for k in kernels]
-    defined = Functions()
+    defined = Functions(lines)
     names = [defined.define(k.name, partial(functions_of, t)) for k, t in zip(kernels, texts)]
     functions = defined.texts
     step = entry(kernels, texts, names, bases, {s: i for i, s in enumerate(slots)})
@@ -410,7 +409,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
         h in USES_LIBM for h in renderer.helpers)
     return Source(own_lines("\n\n".join(p for p in pieces if p) + "\n"), libm,
                   max((t.scratch_size for t in texts), default=0),
-                  tuple(functions[n] for n in names), len(groups), members)
+                  tuple(defined.own), len(groups), members)
 
 
 # A program with more text than this is compiled in parts, by processes that run side by side.
@@ -544,33 +543,59 @@ def overwrites(kernel: LoopKernel) -> bool:
     return any(s.role == "slot" and s.name.startswith("in") for s in places)
 
 
-def pointer(s: Storage, slots: dict[Storage, int], bases: Bases) -> str:
-    """What tinyc_step hands a kernel for a storage."""
+STEP = """\
+typedef struct { long slot, at; } tc_place;
+typedef struct {
+  void (*run)(void *, long, long), (*end)(void *, long, long);
+  long chunks, places, changed;
+} tc_kernel;
+
+// What kernels get, in order: an argument, or the arena (-1), and bytes from there on.
+static const tc_place tc_places[] = {
+%s
+};
+static const tc_kernel tc_kernels[] = {
+%s
+};
+
+long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {
+  const tc_place *place = tc_places;
+  if (rt->times) rt->times[0] = rt->now();
+  for (long i = 0; i < %d; i++) {
+    const tc_kernel *k = tc_kernels + i;
+    void *p[%d];
+    for (long j = 0; j < k->places; j++, place++)
+      p[j] = (place->slot < 0 ? arena : (char *)bufs[place->slot]) + place->at;
+    tc_task t = { p, rt };
+    if (k->chunks > 1) rt->par(k->run, &t, k->chunks);
+    else k->run(&t, 0, 0);
+    if (k->end && !rt->status[0]) k->end(&t, 0, 0);
+    if (rt->status[0]) return i + k->changed;
+    if (rt->times) rt->times[i + 1] = rt->now();
+  }
+  return 0;
+}"""
+
+
+def place_text(s: Storage, slots: dict[Storage, int], bases: Bases) -> str:
+    """Where a storage begins: the argument, or the arena, that it is in, and how many bytes on."""
     slot, first = place(s, slots, bases)
-    base = first * s.dtype.itemsize
-    if slot == ARENA:
-        return f"arena + {base}"
-    return f"(char *)bufs[{slot}] + {base}" if base else f"bufs[{slot}]"
+    return f"{{ {slot}, {first * s.dtype.itemsize} }},"
 
 
 def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
           names: Sequence[str], bases: Sequence[Bases],
           slots: dict[Storage, int]) -> str:
-    """tinyc_step: every kernel with its pointers, in order. Where an index is bad it ends, so that
-    later kernels, the ones that update parameters, change nothing, and returns how many before
-    it may have changed arguments."""
-    lines = ["long tinyc_step(void **bufs, char *arena, const tinyc_rt *rt) {",
-             "  if (rt->times) rt->times[0] = rt->now();"]
+    """tinyc_step: every kernel with its pointers, in order. They are a table, which compilers read
+    in no time. Where an index is bad it ends, so that later kernels, the ones that update
+    parameters, change nothing, and returns how many before it may have changed arguments."""
+    places, rows = [], []
     for i, (kernel, text, name) in enumerate(zip(kernels, texts, names)):
-        pointers = ", ".join(pointer(s, slots, bases[i]) for s in text.storages)
-        lines.append(f"  {{ void *p[] = {{ {pointers or '0'} }}; tc_task t = {{ p, rt }};")
-        if kernel.chunks > 1:
-            lines.append(f"    rt->par({name}, &t, {kernel.chunks});")
-        else:
-            lines.append(f"    {name}(&t, 0, 0);")
-        if "tc_check(" in text.body:
-            lines.append(f"    if (rt->status[0]) return {i + overwrites(kernel)};")
-        if text.finish:
-            lines.append(f"    {name}_end(&t, 0, 0);")
-        lines.append(f"    if (rt->times) rt->times[{i + 1}] = rt->now(); }}")
-    return "\n".join([*lines, "  return 0;", "}"])
+        end = f"{name}_end" if text.finish else "0"
+        note = "" if name == kernel.name else f"  // {kernel.name}"
+        places.append("  " + " ".join(place_text(s, slots, bases[i]) for s in text.storages))
+        rows.append(f"  {{ {name}, {end}, {kernel.chunks}, {len(text.storages)}, "
+                    f"{int(overwrites(kernel))} }},{note}")
+    most = max((len(text.storages) for text in texts), default=0)
+    return STEP % ("\n".join(places) or "  { 0 }", "\n".join(rows) or "  { 0 }",
+                   len(rows), max(most, 1))

@@ -236,7 +236,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
               *renderer.shared.values(), *defined.texts.values()]
     source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
                     max((t.scratch_size for t in texts), default=0),
-                    tuple(defined.texts[name] for name in names), 1,
+                    tuple(defined.own), 1,
                     tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
     return source, launches(rebased, texts, names, slots)
 

@@ -47,7 +47,10 @@ INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: 
 
 ALIGNED = "__attribute__((aligned(64)))"
 
+NOTE = re.compile(r" *// .*")
 STAGE_NAME = re.compile(r"// \w+")
+# Stands for the name of a function, until it is known.
+UNNAMED = "\0"
 
 # A longer subexpression gets a line of its own.
 LONGEST_TEXT = 160
@@ -79,18 +82,26 @@ class KernelText:
 
 @dataclass
 class Functions:
-    """The functions of a program by name: those that do the same for the same lines, as layers in
-    a loop do, are one. Only the numbers of stages in the notes of such differ."""
+    """The functions of a program by name: those that do the same, as layers in a loop do, are one.
 
+    Only their notes differ, the numbers of stages and the user's lines. With `lines` compilers are
+    told of these, so they count. `own` is the text for each kernel, with its own notes.
+    """
+
+    lines: bool = False
     texts: dict[str, str] = field(default_factory=dict)
+    own: list[str] = field(default_factory=list)
     known: dict[str, str] = field(default_factory=dict)
 
     def define(self, name: str, write: Callable[[str], str]) -> str:
         """The name of a function with the text that `write` makes for a name; added if it is the
         first."""
-        found = self.known.setdefault(STAGE_NAME.sub("//", write("")), name)
+        text = write(UNNAMED)
+        plain = STAGE_NAME.sub("//", text) if self.lines else NOTE.sub("", text)
+        found = self.known.setdefault(plain, name)
+        self.own.append(text.replace(UNNAMED, found))
         if found == name:
-            self.texts[name] = write(name)
+            self.texts[name] = self.own[-1]
         return found
 
 

@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 from tinyc.ir.program import Program
-from tinyc.runtime.disassembly import Instruction, extent, instructions
+from tinyc.runtime.disassembly import Instruction, extent, function_name, instructions
 
-_NAME = re.compile(r"\bvoid (\w+)\(")
 _CALLED = re.compile(r"\b(tc_tile_\w+)\(")
 # The text of an instruction, or of a place in memory, without comments of the disassembler.
 _COMMENT = re.compile(r"\s*#.*$")
@@ -27,8 +26,7 @@ def kernel_code(program: Program) -> tuple[list[Code], list[dict[str, Any]]]:
     source = program.source.splitlines()
     kernels = []
     for kernel in program.kernels:
-        match = _NAME.search(kernel.source)
-        first = extent(source, match[1]).start if match else 0
+        first = extent(source, function_name(kernel)).start
         count = len(kernel.source.splitlines())
         kernels.append(code_of(functions, range(first, first + count)) if first else [])
     shared = dict.fromkeys(name for k in program.kernels for name in _CALLED.findall(k.source))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyc.diagnostics import CompileError
-from tinyc.ir.program import Program
+from tinyc.ir.program import KernelInfo, Program
 from tinyc.ir.program_text import with_figures
 from tinyc.runtime.toolchain import (
     LIBRARY,
@@ -41,6 +41,7 @@ _JUMP = re.compile(r"^(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?\b([0-9a-f]+) <")
 _PLACE = re.compile(rf"^(?:.*/)?{re.escape(SOURCE)}:(\d+)")
 _REMARK = re.compile(rf"^{re.escape(SOURCE)}:(\d+):\d+: (?:optimized|remark): (.*?)(?: \[-R.*)?$")
 _LINE_DIRECTIVE = re.compile(r"^#line .*$", re.MULTILINE)
+_NAME = re.compile(r"\bvoid (\w+)\(")
 _CALLED = re.compile(r"\b(tc_tile_\w+)\(")
 
 
@@ -77,11 +78,18 @@ def kernel_texts(program: Program) -> dict[str, str]:
     found = {}
     lines = source.splitlines()
     for kernel in program.kernels:
-        parts = [kernel.name, f"{kernel.name}_end", *dict.fromkeys(_CALLED.findall(kernel.source))]
+        name = function_name(kernel)
+        parts = [name, f"{name}_end", *dict.fromkeys(_CALLED.findall(kernel.source))]
         places = {line: name for name in parts for line in extent(lines, name)}
         loops = hot_loops(instructions, places)
         found[kernel.name] = kernel_text(kernel.name, loops, remarks, places, lines)
     return found
+
+
+def function_name(kernel: KernelInfo) -> str:
+    """Return the name of a kernel's function, which is another's if that one does the same."""
+    match = _NAME.search(kernel.source)
+    return match[1] if match else kernel.name
 
 
 def kernel_text(name: str, loops: Mapping[int, Sequence[str]], remarks: Mapping[int, str],
