@@ -342,6 +342,7 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     from tinyc import pipeline
 
     passes_run += 1
+    get_device(device).prepare()
     program, done = pipeline.build_program(outputs, leaves, target)
     if key:
         program_cache.store(key, program, outputs)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyc import config
-from tinyc.diagnostics import CompileError
+from tinyc.diagnostics import CompileError, CompilerNotFound
 from tinyc.ir.dtype import DType
 from tinyc.runtime import footprint, recorder
 from tinyc.runtime.buffer import ALIGNMENT, Block, Buffer, system_block
 from tinyc.runtime.host import HostDevice
-from tinyc.runtime.toolchain import Unit, compile_libraries, load_library
+from tinyc.runtime.toolchain import Unit, compile_libraries, compile_meanwhile, load_library
 
 if TYPE_CHECKING:
     from tinyc.ir.program import Program, Target
@@ -57,6 +57,7 @@ class CpuDevice:
     def __init__(self) -> None:
         self._host = HostDevice(self.name)
         self._pool: ctypes.CDLL | None = None
+        self._compiling: threading.Thread | None = None
         self._arena_block: Block | None = None
         self._scratch_block: Block | None = None
         self._scratch_size = 0
@@ -100,13 +101,19 @@ class CpuDevice:
     def synchronize(self) -> None:
         """Return at once: a run has finished when its call returns."""
 
+    def prepare(self) -> None:
+        """Have the thread pool compiled while a program is being made."""
+        with contextlib.suppress(CompilerNotFound), self.lock:
+            if self._pool is None and self._compiling is None:
+                self._compiling = compile_meanwhile(pool_unit())
+
     def load(self, program: Program, library: Path | None = None) -> CpuExecutable:
         """Return what runs a program, compiled now unless its library is given."""
         if library is None:
             origins = {kernel.name: kernel.origins for kernel in program.kernels}
             lines = config.current().lines
             unit = Unit(program.source, program.libm, origins, program.parts, lines=lines)
-            if self._pool is None:  # both are compiled side by side where neither is in the cache
+            if self._pool is None and self._compiling is None:  # side by side
                 compile_libraries([unit, pool_unit()])
             loaded, library = load_library(unit)
         else:
@@ -165,6 +172,8 @@ class CpuDevice:
     def load_pool(self) -> None:
         """Have the threads that parallel loops run on. The caller holds the lock."""
         if self._pool is None:
+            if self._compiling is not None:
+                self._compiling.join()
             pool, _ = load_library(pool_unit())
             pool.tc_set_threads.restype = ctypes.c_long
             pool.tc_record.restype = ctypes.c_long

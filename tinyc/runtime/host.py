@@ -62,6 +62,9 @@ class HostDevice:
         flat = buffer.array.reshape(-1)[first : first + prod(shape)]
         return Buffer.from_numpy(flat.reshape(shape), self.name, copy=False)
 
+    def prepare(self) -> None:
+        """Return at once: programs need nothing."""
+
     def load(self, program: Program, library: Path | None = None) -> NoReturn:
         """Refuse: no source runs here."""
         raise TypeError(f"device {self.name} computes in Python and runs no source")

@@ -175,6 +175,9 @@ class LaunchDevice:
 
     # -- programs --------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Return at once: a program needs only its own kernels."""
+
     def load(self, program: Program, library: Path | None = None) -> LaunchExecutable:
         """Return what runs a program, compiled now unless the cache has its binary."""
         return LaunchExecutable(self, program, self._built(program.source))

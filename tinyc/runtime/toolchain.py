@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,6 +276,25 @@ def compile_libraries(units: Sequence[Unit]) -> list[Path]:
         for i, entry in zip(missing, made):
             entries[i] = entry
     return [entry / LIBRARY for entry in entries if entry is not None]
+
+
+def compile_meanwhile(unit: Unit) -> threading.Thread | None:
+    """Begin to compile a source that is not in the cache; return the thread that waits for it.
+
+    What goes wrong is not said: whoever loads the library compiles it again, and is told.
+    """
+    compiler, cache = find_compiler(), disk_cache()
+    key = library_key(unit, compiler)
+    if cache.get(key) is not None:
+        return None
+
+    def work() -> None:
+        with contextlib.suppress(CompileError, OSError):
+            _compile([(key, unit)], compiler, cache)
+
+    thread = threading.Thread(target=work, name="tinyc compiler")
+    thread.start()
+    return thread
 
 
 def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
