@@ -1,27 +1,242 @@
-"""GPU recipes: how a kernel is divided among blocks of threads, one block for each chunk."""
+"""GPU recipes: how a kernel is divided among blocks of threads, one block for each chunk.
+
+A loop whose iterations are independent goes to the grid: each iteration to a thread, or each to a
+block whose threads work through it together (`crew.py`), whichever costs less (`spread.py`). Sums
+over the whole grid have a part in each block, which the end of the kernel adds up.
+"""
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tinyc.codegen import primitives as p
+from tinyc.codegen.cpu import collapse_all, everywhere, from_the_root, keep_sums
+from tinyc.codegen.crew import Crew
+from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width
 from tinyc.codegen.products import expand_contractions
-from tinyc.ir.index import Var
-from tinyc.ir.loop import For, LoopKernel, Stmt
+from tinyc.codegen.rebase import accesses
+from tinyc.codegen.spread import Costs, alone, has_loops
+from tinyc.ir.dtype import bool_
+from tinyc.ir.index import Affine, Var, unravel
+from tinyc.ir.loop import (
+    For,
+    If,
+    LoopKernel,
+    Stmt,
+    Storage,
+    Within,
+    limits_of,
+    replace_storage,
+    statements,
+    substitute_stmt,
+)
 from tinyc.ir.program import Target
 from tinyc.ir.verify_loops import verify_threads
 
 Body = tuple[Stmt, ...]
+# Threads that a large GPU runs at once, and its multiprocessors.
+RESIDENT, PROCESSORS = 1 << 18, 132
+# Bytes on the chip that are left for what combines registers.
+FOR_SUMS = 8
+
+
+@dataclass(frozen=True)
+class Division:
+    """One way to divide statements: how many blocks, of how many threads, and what each runs."""
+
+    cost: float
+    blocks: int
+    threads: int
+    make: Callable[[Affine], Body]
 
 
 def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel for blocks of threads."""
     p.number_names()
-    body = expand_contractions(kernel.body, kernel.chunks)
-    kernel = replace(kernel, body=alone(body), finish=alone(kernel.finish), threads=target.warp)
+    body = prepared(expand_contractions(kernel.body, kernel.chunks))
+    body = on_chip(body, target)
+    costs = Costs()
+    if uses(body, kernel.chunk) or not independent(body):
+        kernel = in_chunks(kernel, body, costs, target)
+    else:
+        best = min(divisions(body[0], costs, target, sizes(target)), key=lambda d: d.cost)
+        kernel = replace(kernel, body=on_grid([best]), threads=best.threads,
+                         chunk=Var("chunk", max(1, best.blocks)))
+    if kernel.finish:
+        kernel = finished(kernel, prepared(kernel.finish), costs, target)
     verify_threads(kernel, target.shared)
     return kernel
 
 
-def alone(body: Body) -> Body:
-    """Statements that one thread of a block runs."""
-    return (For(Var("one", 1), body, "thread"),) if body else ()
+def prepared(body: Body) -> Body:
+    """Loops that run through memory as one made one, and sums kept in registers."""
+    for step in (everywhere(collapse_all), from_the_root(keep_sums)):
+        body = step(body)
+    return body
+
+
+def sizes(target: Target) -> list[int]:
+    """How many threads a block may have."""
+    found = [n for n in (32, 64, 128, 256, 512) if target.warp <= n <= target.threads]
+    return found or [target.threads]
+
+
+def on_chip(body: Body, target: Target) -> Body:
+    """Arrays of a chunk's own in memory on the chip, the smallest first, as far as that reaches."""
+    left = target.shared - FOR_SUMS * target.threads
+    found = {s: None for stmt in statements(body) for s, _ in accesses(stmt)
+             if s.role == "scratch"}
+    fresh: dict[Storage, Storage] = {}
+    for s in sorted(found, key=lambda s: s.nbytes):
+        if s.nbytes + 16 <= left:
+            left -= s.nbytes + 16
+            fresh[s] = Storage(s.name, s.size, s.dtype, "shared")
+    return replace_storage(body, fresh) if fresh else body
+
+
+def uses(body: Body, v: Var) -> bool:
+    """True if an index depends on a variable."""
+    return any(v in index.free_vars() for stmt in statements(body)
+               for index in (*(i for _, i in accesses(stmt)),
+                             *(limits_of(stmt) if isinstance(stmt, For) else ())))
+
+
+def independent(body: Body) -> bool:
+    """True for one loop at the root, whose iterations any blocks may run."""
+    return len(body) == 1 and isinstance(body[0], For)
+
+
+# -- a loop on the grid --------------------------------------------------------------------------
+
+
+def divisions(loop: Stmt, costs: Costs, target: Target,
+              threads: Sequence[int]) -> Iterator[Division]:
+    """The ways to divide a loop, whose iterations are independent, among blocks."""
+    assert isinstance(loop, For)
+    found = chain_of(loop)
+    if found is not None and loop.limit is None:
+        yield each_thread(found[0], threads)
+    loops = [loop]
+    while True:
+        if has_loops(loops[-1].body) or found is None:
+            yield from (each_block(tuple(loops), n, costs) for n in threads)
+        inner = loops[-1].body[0] if len(loops[-1].body) == 1 else None
+        if not isinstance(inner, For) or inner.limit is not None or sharing(inner) is None:
+            break
+        loops.append(inner)
+
+
+def each_thread(loops: tuple[For, ...], threads: Sequence[int]) -> Division:
+    """Each iteration, or a vector of them, to a thread; fewer threads where blocks are few."""
+    width = vector_width(loops, 4)
+    n = count(loops) // width
+    many = next((t for t in reversed(threads) if n >= t * PROCESSORS), threads[0])
+    blocks = -(-n // many)
+
+    def make(block: Affine) -> Body:
+        t = Var("t", many)
+        limit = None if n % many == 0 else n - block * many
+        body = in_one(loops, width, block * many + Affine.of(t), Var("part", width))
+        return (For(t, body, "thread", limit),)
+
+    cost = max(1.0, n / RESIDENT) * width * alone(loops[-1].body, loops[-1].var)
+    return Division(cost, blocks, many, make)
+
+
+def each_block(loops: tuple[For, ...], threads: int, costs: Costs) -> Division:
+    """Each iteration to a block, whose threads work through it together."""
+    rows, body = count(loops), loops[-1].body
+
+    def make(block: Affine) -> Body:
+        digits = unravel(block, [loop.var.extent for loop in loops])
+        names = dict(zip([loop.var for loop in loops], digits))
+        inside = tuple(substitute_stmt(s, names) for s in body)
+        made = Crew(threads, costs).block(inside)
+        limit = loops[0].limit
+        if limit is None:
+            return made
+        first = Var("row", 1)
+        return (For(first, made, "serial", limit - digits[0]),)
+
+    cost = max(1.0, rows * threads / RESIDENT) * costs.together(body, threads)
+    return Division(cost, rows, threads, make)
+
+
+def on_grid(parts: Sequence[Division]) -> Body:
+    """The blocks of several divisions, one after the other."""
+    total = max(1, sum(part.blocks for part in parts))
+    block = Var("block", total)
+    body: list[Stmt] = []
+    first = 0
+    for part in parts:
+        made = part.make(Affine.of(block) - first)
+        if part.blocks < total:
+            inside = Within(Affine.of(block), first, first + part.blocks, 1, bool_)
+            made = (If(inside, made),)
+        body += made
+        first += part.blocks
+    return (For(block, tuple(body), "chunk"),)
+
+
+# -- chunks with sums of their own ---------------------------------------------------------------
+
+
+def in_chunks(kernel: LoopKernel, body: Body, costs: Costs, target: Target) -> LoopKernel:
+    """A kernel whose chunks keep what they have summed: a block for each of them."""
+    body = prepared(tuple(t for s in body for t in in_shares(s, kernel.chunks)))
+    best = min(sizes(target), key=lambda n: costs.together(body, n) * max(
+        1.0, kernel.chunks * n / RESIDENT))
+    return replace(kernel, body=Crew(best, costs).block(body), threads=best)
+
+
+def in_shares(stmt: Stmt, chunks: int) -> Body:
+    """A loop that chunks divide as one over chunks and one over the share of each."""
+    if not isinstance(stmt, For) or stmt.kind != "chunk":
+        return (stmt,)
+    loops: tuple[For, ...] = (stmt,)
+    n = stmt.var.extent
+    if n < chunks:
+        found = chain_of(stmt)
+        loops = found[0] if found else loops
+        n = count(loops)
+    share = -(-n // chunks)
+    block, inside = Var("block", chunks), Var("share", share)
+    limit = None if share * chunks == n else n - Affine.of(block) * share
+    at = Affine.of(block) * share + Affine.of(inside)
+    body = in_one(loops, 1, at, Var("part", 1))
+    return (For(block, (For(inside, body, "serial", limit),), "chunk"),)
+
+
+# -- the end of a kernel -------------------------------------------------------------------------
+
+
+def finished(kernel: LoopKernel, finish: Body, costs: Costs, target: Target) -> LoopKernel:
+    """The kernel with its end divided among blocks, as far as its statements are independent."""
+    threads = [kernel.threads]
+    parts: list[Division] = []
+    for group in groups(finish):
+        if independent(group):
+            parts.append(min(divisions(group[0], costs, target, threads), key=lambda d: d.cost))
+        else:
+            parts.append(together(group, kernel.threads, costs))
+    total = max(1, sum(part.blocks for part in parts))
+    return replace(kernel, finish=on_grid(parts), last=Var("chunk", total))
+
+
+def together(body: Body, threads: int, costs: Costs) -> Division:
+    """Statements that one block works through."""
+    return Division(0.0, 1, threads, lambda block: Crew(threads, costs).block(body))
+
+
+def groups(body: Body) -> list[Body]:
+    """Statements in groups of which none uses what another one makes, in order."""
+    found: list[tuple[list[Stmt], set[Storage], set[Storage]]] = []
+    for stmt in body:
+        touched = {s for t in statements((stmt,)) for s, _ in accesses(t)}
+        touched |= {t.storage for t in statements((stmt,)) if hasattr(t, "storage")}
+        mine = [g for g in found if g[1] & touched]
+        rest = [g for g in found if not g[1] & touched]
+        merged = ([t for g in mine for t in g[0]] + [stmt],
+                  set().union(touched, *(g[1] for g in mine)), touched)
+        found = [*rest, merged]
+    return [tuple(sorted(g[0], key=body.index)) for g in found]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tinyc.codegen import mathfn
-from tinyc.codegen.blocks import BlockScope, small_indices
-from tinyc.codegen.c import CRenderer, Source, helper, line_members
+from tinyc.codegen.blocks import LIVE, BlockScope, small_indices
+from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
 from tinyc.codegen.launch import launches
 from tinyc.codegen.rebase import rebase
 from tinyc.codegen.render import TYPES, Functions, KernelText
@@ -230,7 +230,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
     rebased = [rebase(kernel) for kernel in kernels]
     texts = [renderer.kernel(kernel) for kernel, _ in rebased]
     defined = Functions()
-    names = [defined.define(k.name, partial(functions_of, t)) for (k, _), t in zip(rebased, texts)]
+    checks = "check" in renderer.helpers
+    names = [defined.define(k.name, partial(functions_of, t, checks and overwrites(k)))
+             for (k, _), t in zip(rebased, texts)]
     pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
               *map(helper_text, renderer.helpers),
               *renderer.shared.values(), *defined.texts.values()]
@@ -253,14 +255,14 @@ def helper_text(name: str) -> str:
     return COMBINE.format(t=TYPES[dtype], name=f"{how}_{dtype}", both=both)
 
 
-def functions_of(text: KernelText, name: str) -> str:
+def functions_of(text: KernelText, stops: bool, name: str) -> str:
     """A kernel's function, and that of its end if it has one."""
     parts = {name: text.body, f"{name}_end": text.finish}
-    return "\n".join(function_text(n, text, body) for n, body in parts.items() if body)
+    return "\n".join(function_text(n, text, body, stops) for n, body in parts.items() if body)
 
 
-def function_text(name: str, text: KernelText, body: str) -> str:
-    """A kernel: it does nothing once an index was found to be out of range."""
+def function_text(name: str, text: KernelText, body: str, stops: bool) -> str:
+    """A kernel; where it `stops`, it does nothing once an index was found to be out of range."""
     storages = list(enumerate(text.storages))
     types = [TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, _ in storages
@@ -270,7 +272,7 @@ def function_text(name: str, text: KernelText, body: str) -> str:
     lines = [
         f"__kernel __attribute__((reqd_work_group_size({text.threads}, 1, 1)))",
         f"void {name}({', '.join(parameters)}) {{",
-        *head_lines(text, body),
+        *head_lines(text, body, stops),
         *(["  status[2] = ran;"] if "tc_check(" in body else []),
         *(f"  __global {types[i]} *a{i} = b{i} + f{i};" for i, _ in storages),
         "  __global char *scratch = scratch_memory + chunk * scratch_stride;",
@@ -283,10 +285,10 @@ def function_text(name: str, text: KernelText, body: str) -> str:
     return "\n".join(lines)
 
 
-def head_lines(text: KernelText, body: str) -> list[str]:
+def head_lines(text: KernelText, body: str, stops: bool) -> list[str]:
     """Where a work-item is, its block's memory, and the end where an index was out of range.
 
-    Of a block either all threads go on or none, though one may find a bad index meanwhile.
+    Where threads wait for each other all of them have to go on: their stores ask whether it was.
     """
     if text.threads == 1:
         return ["  const long chunk = get_global_id(0);", "  if (status[0]) return;"]
@@ -296,7 +298,8 @@ def head_lines(text: KernelText, body: str) -> list[str]:
                for s, name in text.shared if name in used)]
     if "tc_combine_" in body:
         lines.append(f"  __local long pool[{text.threads}];")
-    if "tc_check(" not in body:
-        return [*lines, "  if (status[0]) return;"]
-    return [*lines, "  __local int stops;", "  if (thread == 0) stops = status[0] != 0;",
-            "  barrier(CLK_LOCAL_MEM_FENCE);", "  if (stops) return;"]
+    if LIVE in body:
+        lines.append(f"  const int {LIVE} = status[0] == 0;")
+    elif stops and "barrier(" not in body and "tc_combine_" not in body:
+        lines.append("  if (status[0]) return;")
+    return lines

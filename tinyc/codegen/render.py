@@ -197,9 +197,9 @@ class Scope:
         before: list[str] = []
         if stmt.kind.startswith("chunk"):
             start, stop = f"chunk * {n}L / {self.chunks}", f"(chunk + 1) * {n}L / {self.chunks}"
-        elif stmt.limit is not None:
+        if stmt.limit is not None:
             self.owner.helpers["min"] = None
-            stop = f"tc_min({n}, {self.index(stmt.limit, before, pad)})"
+            stop = f"tc_min({stop}, {self.index(stmt.limit, before, pad)})"
         streamed = [s for s in stmt.body if isinstance(s, Store) and s.streams]
         lines = [*before, *(self.collect(s, stmt.var, pad) for s in streamed)]
         lines += [pad + line for line in self.hints(stmt)]
