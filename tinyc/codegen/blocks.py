@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tinyc.codegen.c import CScope, overwrites
+from tinyc.codegen.c import CScope
 from tinyc.codegen.primitives import renamed
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Atom, Data, FloorDiv, Mod, Var
@@ -39,8 +39,6 @@ from tinyc.ir.loop import (
 MOST_INT = (1 << 31) - 1
 # Bytes of the widest access, and the names of a vector's parts.
 WIDEST = 16
-# The name of what says that no index was found to be out of range by kernels before.
-LIVE = "live"
 PARTS = "xyzw"
 Place = tuple[Storage, Affine]
 
@@ -52,18 +50,6 @@ class BlockScope(CScope):
     WAIT: ClassVar[str]
     # What stands for an element that is a part of a vector in registers.
     parts: dict[Place, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        body = self.kernel.body + self.kernel.finish
-        waits = any(isinstance(s, (Barrier, Combine)) for s in statements(body))
-        self.asks = waits and overwrites(self.kernel)
-
-    def store(self, stmt: Store, pad: str) -> list[str]:
-        lines = super().store(stmt, pad)
-        place = stmt.storage, stmt.index
-        if self.asks and stmt.storage.role == "slot" and place not in self.parts:
-            lines[-1] = f"{pad}if ({LIVE}) {lines[-1].lstrip()}"
-        return lines
 
     def statement(self, stmt: Stmt, depth: int) -> list[str]:
         pad = "  " * depth
@@ -159,9 +145,8 @@ class BlockScope(CScope):
         """The store of a vector that has been made."""
         s, index = place
         kind = self.pointer_to(s, self.vector_type(s.dtype, width))
-        live = f"if ({LIVE}) " if self.asks and s.role == "slot" else ""
         at = self.index(index.substitute(first))
-        return f"{live}*({kind})({self.storage(s)} + {at}) = {name};"
+        return f"*({kind})({self.storage(s)} + {at}) = {name};"
 
     def next_number(self) -> int:
         self.temporaries += 1

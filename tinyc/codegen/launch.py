@@ -24,5 +24,5 @@ def launches(rebased: Sequence[tuple[LoopKernel, Bases]], texts: Sequence[Kernel
         ends = [(f"{name}_end", kernel.last.extent)] if text.finish else []
         for function, blocks in [(name, kernel.chunks), *ends]:
             made.append(Launch(number, function, arguments, blocks * kernel.threads, ran,
-                               kernel.threads, text.shared_size))
+                               kernel.threads, text.shared_size, text.scratch_size))
     return tuple(made)

@@ -9,18 +9,33 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from tinyc.codegen import mathfn
-from tinyc.codegen.blocks import LIVE, BlockScope, small_indices
+from tinyc.codegen.blocks import BlockScope, Place, small_indices
 from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
 from tinyc.codegen.launch import launches
 from tinyc.codegen.rebase import rebase
 from tinyc.codegen.render import TYPES, Functions, KernelText
 from tinyc.ir.dtype import DType
-from tinyc.ir.loop import For, LoopKernel, MicroKernel, MicroPack, Prefetch, Storage
+from tinyc.ir.index import Affine, Var
+from tinyc.ir.loop import (
+    Barrier,
+    Combine,
+    For,
+    LoopKernel,
+    MicroKernel,
+    MicroPack,
+    Prefetch,
+    Storage,
+    Store,
+    statements,
+)
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
+
+# The name of what says that kernels before have found no index out of range.
+LIVE = "live"
 
 # Names of GNU C in OpenCL's words: helpers are one text for both.
 DIALECT = """\
@@ -117,6 +132,26 @@ class OpenClScope(BlockScope):
 
     TABLE = "const long"
     WAIT = "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);"
+
+    @cached_property
+    def asks(self) -> bool:
+        """Whether stores to arguments ask if an index was bad: threads that wait can't leave."""
+        body = self.kernel.body + self.kernel.finish
+        waits = any(isinstance(s, (Barrier, Combine)) for s in statements(body))
+        return waits and overwrites(self.kernel)
+
+    def store(self, stmt: Store, pad: str) -> list[str]:
+        """A store, which where threads wait for each other asks whether an index was bad."""
+        lines = super().store(stmt, pad)
+        place = stmt.storage, stmt.index
+        if self.asks and stmt.storage.role == "slot" and place not in self.parts:
+            lines[-1] = f"{pad}if ({LIVE}) {lines[-1].lstrip()}"
+        return lines
+
+    def vector_store(self, place: Place, name: str, first: dict[Var, Affine], width: int) -> str:
+        """A store of a vector, likewise."""
+        text = super().vector_store(place, name, first, width)
+        return f"if ({LIVE}) {text}" if self.asks and place[0].role == "slot" else text
 
     def hints(self, stmt: For) -> list[str]:
         """Where iterations are independent, vectors are asked for."""

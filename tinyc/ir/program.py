@@ -149,6 +149,7 @@ class Launch:
     ran: int
     threads: int = 1
     shared: int = 0
+    scratch: int = 0
 
 
 @dataclass(frozen=True)

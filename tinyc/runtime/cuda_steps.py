@@ -44,16 +44,14 @@ class CudaSteps:
         self._places: dict[int, list[tuple[int, int]]] = {}
         with driver.using("load a program") as calls:
             self._launches = [
-                self._ready(calls, number, launch, (program.scratch_size, status.address))
+                self._ready(calls, number, launch, status.address)
                 for number, launch in enumerate(program.launches)
             ]
         self._changed: set[int] = set()
         self._runs = 0
         self._graph: Graph | None = None
 
-    def _ready(
-        self, calls: Calls, number: int, launch: Launch, constants: tuple[int, int]
-    ) -> Ready:
+    def _ready(self, calls: Calls, number: int, launch: Launch, status: int) -> Ready:
         """Find the kernel of a launch, and note where addresses go."""
         limit = self.driver.card.shared
         if launch.shared > limit:
@@ -67,7 +65,7 @@ class CudaSteps:
             values += (0, first)
         self._places.setdefault(SCRATCH, []).append((number, len(values)))
         function = calls.function(self.module, launch.function, launch.shared)
-        return Ready(launch, function, Arguments([*values, 0, *constants, launch.ran]))
+        return Ready(launch, function, Arguments([*values, 0, launch.scratch, status, launch.ran]))
 
     def place(self, slot: int, memory: Block) -> None:
         """Let a slot be this memory."""

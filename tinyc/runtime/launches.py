@@ -227,8 +227,8 @@ class LaunchExecutable:
         self.steps = device.driver.steps(program, loaded, device.status.handle)
         # Which buffer each slot was at the last run: its number, which keeps no memory.
         self._known: dict[int, int] = {}
-        chunks = max((x.items // x.threads for x in program.launches), default=1)
-        self._shared = {ARENA: program.arena_size, SCRATCH: chunks * program.scratch_size}
+        scratch = max((x.items // x.threads * x.scratch for x in program.launches), default=0)
+        self._shared = {ARENA: program.arena_size, SCRATCH: scratch}
 
     def run(self, buffers: Sequence[Buffer], times: np.ndarray | None = None) -> None:
         """Run on one buffer for each leaf, then one for each fresh output.

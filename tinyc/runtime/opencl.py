@@ -215,9 +215,9 @@ class OpenClSteps:
         # Where the memory of each slot is an argument.
         self._places: dict[int, list[tuple[Any, int]]] = {}
         for kernel, launch in zip(self._kernels, self.launches):
-            self._prepare(kernel, launch, program.scratch_size, status)
+            self._prepare(kernel, launch, status)
 
-    def _prepare(self, kernel: Any, launch: Launch, scratch_size: int, status: Any) -> None:
+    def _prepare(self, kernel: Any, launch: Launch, status: Any) -> None:
         """Set the arguments that never change, and note where the others go."""
         place = 0
         for slot, first in launch.arguments:
@@ -225,7 +225,7 @@ class OpenClSteps:
             kernel.set_arg(place + 1, np.int64(first))
             place += 2
         self._places.setdefault(SCRATCH, []).append((kernel, place))
-        kernel.set_arg(place + 1, np.int64(scratch_size))
+        kernel.set_arg(place + 1, np.int64(launch.scratch))
         kernel.set_arg(place + 2, status)
         kernel.set_arg(place + 3, np.int64(launch.ran))
 
