@@ -19,7 +19,23 @@ if TYPE_CHECKING:
     from tinyc.codegen.watch import on_store
     from tinyc.config import configure, debug
     from tinyc.diagnostics import FusionError, TinycError
-    from tinyc.ir.dtype import DType, bool_, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+    from tinyc.ir.dtype import (
+        DType,
+        bf16,
+        bool_,
+        f16,
+        f32,
+        f64,
+        finfo,
+        i8,
+        i16,
+        i32,
+        i64,
+        u8,
+        u16,
+        u32,
+        u64,
+    )
     from tinyc.nn.serialization import load, save
     from tinyc.random import Generator, get_rng_state, manual_seed, set_rng_state
     from tinyc.reporting import compare, explain, profile
@@ -58,6 +74,8 @@ __all__ = [
     "argmax",
     "argmin",
     "bernoulli",
+    "bf16",
+    "bfloat16",
     "bool_",
     "boundary",
     "cat",
@@ -80,10 +98,13 @@ __all__ = [
     "exp",
     "explain",
     "eye",
+    "f16",
     "f32",
     "f64",
+    "finfo",
     "flatten",
     "flip",
+    "float16",
     "float32",
     "float64",
     "floor",
@@ -96,6 +117,7 @@ __all__ = [
     "gather",
     "get_rng_state",
     "grad",
+    "half",
     "i8",
     "i16",
     "i32",
@@ -191,7 +213,8 @@ _HOMES = {
     "diagnostics": ("FusionError", "TinycError"),
     "nn.serialization": ("load", "save"),
     "ir.dtype": (
-        *("DType", "bool_", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"),
+        *("DType", "bf16", "bool_", "f16", "f32", "f64", "finfo", "i8", "i16", "i32", "i64"),
+        *("u8", "u16", "u32", "u64"),
     ),
     "random": ("Generator", "get_rng_state", "manual_seed", "set_rng_state"),
     "reporting": ("compare", "explain", "profile"),
@@ -206,6 +229,9 @@ _HOMES = {
 
 # PyTorch's names of the dtypes.
 _DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "half": "f16",
     "float32": "f32",
     "float64": "f64",
     "int8": "i8",

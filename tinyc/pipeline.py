@@ -22,6 +22,7 @@ from tinyc.diagnostics import Remark, ScheduleError, TinycError, VerifyError, co
 from tinyc.ir.build import materialize
 from tinyc.ir.choices import RULES
 from tinyc.ir.cost import stage_work
+from tinyc.ir.halves import widen
 from tinyc.ir.lift import lift
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import Op
@@ -122,6 +123,8 @@ GRAPH = (
     # Every sum of products is a contraction.
     Pass("reuse", lambda outputs, target: reuse(outputs)),
     # The backward pass asks values that are stored anyway.
+    Pass("halves", lambda outputs, target: widen(outputs)),
+    # f16 and bf16 are moved, widened and rounded, never computed with.
 )
 PLAN = (
     Pass("stage", make_stages),

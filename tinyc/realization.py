@@ -11,7 +11,7 @@ from tinyc import state
 from tinyc.compiler import executable_for, execute
 from tinyc.diagnostics import BoundsError, Origin, StaleError, TracingError, format_origin
 from tinyc.ir import build as b
-from tinyc.ir.dtype import DType
+from tinyc.ir.dtype import DType, stored
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.node import Node, node, spell, toposort, with_sources
 from tinyc.ir.ops import Op
@@ -428,9 +428,9 @@ def _quick_value(n: Node, memory: dict[int, Buffer]) -> np.ndarray | None:
     if n.op is Op.BUFFER and (cheap or not chain) and n.attrs[0] in memory:
         array = memory[n.attrs[0]].array
     elif n.op is Op.CONST:
-        array = np.array(n.value, n.dtype.np)
+        array = stored(np.array(n.value), n.dtype)
     elif n.op is Op.IOTA:
-        array = np.arange(n.attrs[0]).astype(n.dtype.np)
+        array = stored(np.arange(n.attrs[0]), n.dtype)
     else:
         return None
     for view in reversed(chain):

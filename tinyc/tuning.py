@@ -34,6 +34,7 @@ from tinyc.diagnostics import (
 )
 from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements
+from tinyc.ir.dtype import stored
 from tinyc.ir.loop import LoopKernel, Storage, Store, replace_storage, statements
 from tinyc.ir.plan import Nest, Plan
 from tinyc.ir.plan_text import kernel_name
@@ -290,7 +291,7 @@ def values(s: Storage) -> np.ndarray:
     if not s.dtype.is_float:
         return np.zeros(s.size, s.dtype.np)
     few = np.random.default_rng(0).uniform(LOW, HIGH, min(s.size, VALUES))
-    return np.resize(few.astype(s.dtype.np), s.size)
+    return np.resize(stored(few, s.dtype), s.size)
 
 
 # -- what is kept and told -------------------------------------------------------------------------

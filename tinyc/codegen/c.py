@@ -17,7 +17,7 @@ from tinyc.codegen.owners import Owners
 from tinyc.codegen.primitives import WIDEST_LANES
 from tinyc.codegen.rebase import Bases, place, rebase
 from tinyc.codegen.render import TYPES, Functions, KernelText, Renderer, Scope
-from tinyc.codegen.tile import MACROS, pack_function, tile_function
+from tinyc.codegen.tile import MACROS, pack_function, pack_name, tile_function, tile_name
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -186,15 +186,20 @@ class CScope(Scope):
 
     def tile_name(self, stmt: MicroKernel) -> str:
         """The name of the register tile, which the program then has."""
-        dtype = stmt.tile.dtype.name
-        self.owner.tiles[(dtype, stmt.height, stmt.lanes, stmt.width)] = None
-        return f"tc_tile_{dtype}_{stmt.height}x{stmt.width}_{stmt.lanes}"
+        key = (stmt.tile.dtype.name, stmt.a.dtype.name, stmt.b.dtype.name, stmt.height, stmt.lanes,
+               stmt.width)
+        for half in (x.dtype.name for x in (stmt.a, stmt.b) if x.dtype.is_half):
+            self.uses_half(half)
+        self.owner.tiles[key] = None
+        return tile_name(*key)
 
     def pack_name(self, stmt: MicroPack) -> str:
         """The name of the transposing copy, which the program then has."""
-        dtype = stmt.storage.dtype.name
-        self.owner.packs[(dtype, stmt.lanes)] = None
-        return f"tc_pack_{dtype}_{stmt.lanes}"
+        key = (stmt.b.dtype.name, stmt.storage.dtype.name, stmt.lanes)
+        if stmt.b.dtype is not stmt.storage.dtype:
+            self.uses_half(stmt.b.dtype.name)
+        self.owner.packs[key] = None
+        return pack_name(*key)
 
     def micro_pack(self, stmt: MicroPack, pad: str) -> list[str]:
         """Offsets of the columns, then a call of the shared transposing copy."""

@@ -24,7 +24,7 @@ from tinyc.codegen.panel import (
 )
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Contraction, For, Load, MicroKernel, Stmt, Storage, Store
+from tinyc.ir.loop import Contraction, For, Load, MicroKernel, Stmt, Storage, Store, converted
 from tinyc.ir.program import Target
 
 # How many points of the depth a block has: the best divisor of the depth in this range.
@@ -110,7 +110,7 @@ def copy_rows(c: Contraction, k: Var, copied: Storage, height: int, grid: Cells,
     r = Var(f"r_{suffix}", height)
     first = grid.top * shape.rows
     base = c.a.index.substitute(dict.fromkeys(c.rows, Affine.const_of(0)))
-    value = Load(c.a.storage, base + first + Affine.of(r), c.a.guard)
+    value = converted(Load(c.a.storage, base + first + Affine.of(r), c.a.guard), copied.dtype)
     store = Store(copied, Affine.of(k) * height + Affine.of(r), value, None, f"rows for {c.note}")
     _, last = first.bounds()
     limit = None if last + height <= m else m - first

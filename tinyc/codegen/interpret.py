@@ -16,6 +16,7 @@ import numpy as np
 
 from tinyc.codegen.watch import Stored, Watcher
 from tinyc.ir.cost import elements
+from tinyc.ir.dtype import numbers, stored
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -221,11 +222,13 @@ class Worker:
             if watcher.wants(f"{kernel.name} {stmt.note}"):
                 computed = self.variables.computed
                 read = loads(stmt.value) if isinstance(stmt, Store) else []
-                reads = {f"{e.storage.name}[{e.index.evaluate(self.variables)}]": computed[id(e)]
+                reads = {f"{e.storage.name}[{e.index.evaluate(self.variables)}]":
+                         plain(computed[id(e)], e.storage)
                          for e in read if all(map(self.holds, e.guard))}
                 loops = {v.name: i for v, i in self.variables.items() if v.extent > 1}
                 watcher.function(Stored(kernel.name, member, kernel.lines.get(member), storage.name,
-                                        at, value, old, accumulate, loops, reads))
+                                        at, plain(value, storage), plain(old, storage), accumulate,
+                                        loops, reads))
 
     def contraction(self, stmt: Contraction) -> None:
         """tile[0] = sum of a * b, then the body, at each point of rows and columns."""
@@ -234,7 +237,7 @@ class Worker:
         for _ in self.points((*stmt.rows, *stmt.cols), limits):
             total = np.zeros((), dtype)
             for _ in self.points(stmt.depth, limits):
-                total = total + self.value(stmt.a) * self.value(stmt.b)
+                total = total + self.number(stmt.a) * self.number(stmt.b)
             self.array(stmt.tile)[0] = total
             self.block(stmt.body)
 
@@ -255,7 +258,7 @@ class Worker:
         for i in range(stmt.height):
             self.require(stmt.tile, at, at + stmt.width)
             self.variables[stmt.row] = min(first + i, stmt.row.extent - 1)
-            row = [self.value(stmt.a) for _ in self.points(stmt.depth, limits)]
+            row = [self.number(stmt.a) for _ in self.points(stmt.depth, limits)]
             old = tile[at:at + stmt.width]
             total = (np.array(row, np.float64) @ columns + (old if more else 0)).astype(tile.dtype)
             for j in range(stmt.width if self.watchers and stmt.tile.role != "tile" else 0):
@@ -269,7 +272,8 @@ class Worker:
         start = stmt.b.index.evaluate(self.variables)
         for _ in self.points(stmt.depth, limits):
             self.require(stmt.b.storage, start, start + stmt.width)
-            rows.append(self.array(stmt.b.storage)[start:start + stmt.width])
+            row = self.array(stmt.b.storage)[start:start + stmt.width]
+            rows.append(numbers(row, stmt.b.dtype))
             start += stmt.b_stride
         return np.array(rows)
 
@@ -281,7 +285,8 @@ class Worker:
         for j in range(stmt.width):
             self.variables[stmt.column] = min(first + j, stmt.column.extent - 1)
             for k, _ in enumerate(self.points(stmt.depth)):
-                packed[at + k * stmt.width + j] = self.value(stmt.b)
+                value = self.number(stmt.b) if packed.dtype != stmt.b.dtype.np else self.value(stmt.b)
+                packed[at + k * stmt.width + j] = value
 
     # -- expressions -----------------------------------------------------------------------------
 
@@ -295,6 +300,10 @@ class Worker:
             computed[id(e)] = self.scalar(e, computed)
         return computed[id(root)]
 
+    def number(self, root: Expr) -> Any:
+        """The value of an expression as a number; halves are widened."""
+        return numbers(np.asarray(self.value(root)), root.dtype)[()]
+
     def scalar(self, e: Expr, computed: dict[int, Any]) -> Any:
         if isinstance(e, Load):
             return self.load(e)
@@ -302,7 +311,7 @@ class Worker:
             args = [computed[id(a)] for a in e.args]
             return args[0].view(e.dtype.np) if e.op is Op.BITCAST else apply(e, args)
         if isinstance(e, Const):
-            return e.dtype.np.type(e.value)
+            return stored(np.array(e.value), e.dtype)[()]
         if isinstance(e, Index):
             return e.dtype.np.type(e.index.evaluate(self.variables))
         if isinstance(e, Within):
@@ -313,7 +322,7 @@ class Worker:
 
     def load(self, e: Load) -> Any:
         if not all(self.holds(g) for g in e.guard):
-            return e.dtype.np.type(0)
+            return np.zeros((), e.dtype.np)[()]
         return self.array(e.storage)[self.position(e.storage, e.index)]
 
     def holds(self, e: Within) -> bool:
@@ -326,6 +335,11 @@ class Worker:
         if self.found is None:
             self.found = e.site, int(value)
         return e.dtype.np.type(0)
+
+
+def plain(value: Any, storage: Storage) -> Any:
+    """An element of a storage as a number to look at."""
+    return numbers(np.asarray(value), storage.dtype)[()] if storage.dtype.is_half else value
 
 
 def apply(e: Apply, args: Sequence[Any]) -> Any:

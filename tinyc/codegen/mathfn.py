@@ -450,6 +450,45 @@ def external(function: str, ctype: str, arity: int) -> str:
             f'__asm__(TC_SYMBOL("{function}")) __attribute__((const));\n')
 
 
+# Halves are kept as their bits. Both ways between them and f32 without a branch, so that loops
+# around them become vector code: what a shift does, what a subtraction of the smallest normal
+# number makes normal, and infinities and NaN. Rounded to nearest even; NaN stays NaN, and quiet.
+# The method for f16 is known from F. Giesen's "half_to_float" and "float_to_half", 2012.
+CAST_BF16 = """\
+TC_INLINE float tc_widen_bf16(unsigned short h) { return tc_from_bits_f32((unsigned)h << 16); }
+TC_INLINE unsigned short tc_narrow_bf16(float x) {
+  unsigned b = tc_bits_f32(x);
+  unsigned near = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  return (unsigned short)((b & 0x7fffffffu) > 0x7f800000u ? (b >> 16) | 0x40u : near);
+}
+TC_INLINE float tc_round_bf16(float x) {
+  unsigned b = tc_bits_f32(x);
+  unsigned near = (b + 0x7fffu + ((b >> 16) & 1u)) & 0xffff0000u;
+  return tc_from_bits_f32((b & 0x7fffffffu) > 0x7f800000u ? b : near);
+}
+"""
+
+CAST_F16 = """\
+TC_INLINE float tc_widen_f16(unsigned short h) {
+  unsigned o = (h & 0x7fffu) << 13, e = o & 0x0f800000u;
+  o += 0x38000000u;
+  o = e == 0x0f800000u ? o + 0x38000000u : o;
+  float small = tc_from_bits_f32(o + 0x00800000u) - 0x1p-14f;
+  o = e == 0 ? tc_bits_f32(small) : o;
+  return tc_from_bits_f32(o | ((h & 0x8000u) << 16));
+}
+TC_INLINE unsigned short tc_narrow_f16(float x) {
+  unsigned b = tc_bits_f32(x), sign = b & 0x80000000u;
+  b ^= sign;
+  unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f) - 0x3f000000u;
+  unsigned near = (b + 0xc8000fffu + ((b >> 13) & 1u)) >> 13;
+  unsigned large = b > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  unsigned o = b >= 0x47800000u ? large : b < 0x38800000u ? small : near;
+  return (unsigned short)(o | (sign >> 16));
+}
+TC_INLINE float tc_round_f16(float x) { return tc_widen_f16(tc_narrow_f16(x)); }
+"""
+
 _BITS = ("bits_f32",)
 _EXP = ("exp_reduce_f32", "exp_poly_f32", "pow2_f32")
 _EXP_F64 = ("exp_reduce_f64", "expm1_poly_f64", "pow2_f64")
@@ -473,4 +512,6 @@ MATH: dict[tuple[Op, str], MathFn] = {
     (Op.POW, "f64"): _library(Op.POW, 2),
     (Op.FLOOR, "f64"): _library(Op.FLOOR),
     (Op.SQRT, "f64"): _library(Op.SQRT),
+    (Op.CAST, "bf16"): MathFn("tc_cast_bf16", CAST_BF16, _BITS, False),
+    (Op.CAST, "f16"): MathFn("tc_cast_f16", CAST_F16, _BITS, False),
 }

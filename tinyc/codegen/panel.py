@@ -18,6 +18,7 @@ from tinyc.ir.loop import (
     Storage,
     Store,
     Within,
+    converted,
     rewrite,
     substitute_index,
     substitute_load,
@@ -253,7 +254,8 @@ def packing(c: Contraction, shape: Tile, panel: Affine, depth: tuple[Var, ...], 
     names = {v: Affine.of(f) for v, f in zip(depth, fresh)}
     guard = () if n % shape.width == 0 else (Within(column, 0, n, 1, bool_),)
     names.update(zip(c.cols, unravel(column, tuple(v.extent for v in c.cols))))
-    value = replace(c.b, index=substitute_index(c.b.index, names), guard=guard)
+    value = converted(replace(c.b, index=substitute_index(c.b.index, names), guard=guard),
+                      storage.dtype)
     k = Affine.const_of(0)
     for f in fresh:
         k = k * f.extent + Affine.of(f)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tinyc.ir.dtype import DType
+from tinyc.ir.dtype import DType, encode
 from tinyc.ir.index import Affine, Atom, Data, FloorDiv, Mod, Var
 from tinyc.ir.loop import (
     Alloc,
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 TYPES = {"bool": "unsigned char", "u8": "unsigned char", "i8": "signed char", "i16": "short",
          "u16": "unsigned short", "i32": "int", "u32": "unsigned int", "i64": "long",
-         "u64": "unsigned long", "f32": "float", "f64": "double"}
+         "u64": "unsigned long", "f32": "float", "f64": "double",
+         "f16": "unsigned short", "bf16": "unsigned short"}
 
 INFIX = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.LT: "<", Op.EQ: "==",
          Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
@@ -105,14 +106,19 @@ class Functions:
         return found
 
 
+# (dtypes of sums, rows and columns; height, lanes, width) and (dtypes from and to; lanes)
+TileKey = tuple[str, str, str, int, int, int]
+PackKey = tuple[str, str, int]
+
+
 @dataclass
 class Renderer:
     """Text of one program: kernels, and the functions that they call."""
 
     functions: dict[tuple[Op, str], None] = field(default_factory=dict)
     helpers: dict[str, None] = field(default_factory=dict)
-    tiles: dict[tuple[str, int, int, int], None] = field(default_factory=dict)
-    packs: dict[tuple[str, int], None] = field(default_factory=dict)
+    tiles: dict[TileKey, None] = field(default_factory=dict)
+    packs: dict[PackKey, None] = field(default_factory=dict)
 
 
 @dataclass
@@ -307,6 +313,8 @@ class Scope:
     def literal(self, e: Const) -> str:
         if e.dtype.kind == "b":
             return "1" if e.value else "0"
+        if e.dtype.is_half:
+            return f"{encode(e.value, e.dtype):#x}"
         if e.dtype.kind != "f":
             suffix = {"i64": "L", "u64": "UL", "u32": "U"}.get(e.dtype.name, "")
             if e.value == -(1 << 63):
@@ -369,11 +377,28 @@ class Scope:
     def cast(self, text: str, source: DType, dtype: DType) -> str:
         if dtype.kind == "b":
             return f"({text} != 0)"
+        if source.is_half or dtype.is_half:
+            return self.half(text, source, dtype)
         if source.kind == "f" and dtype.kind in "iu":
             name = f"to_{dtype.name}_{source.name}"
             self.owner.helpers[name] = None
             return f"tc_{name}({text})"
         return f"(({TYPES[dtype.name]}){text})"
+
+    def half(self, text: str, source: DType, dtype: DType) -> str:
+        """A half as f32, or f32 as a half: no other casts of halves are left here."""
+        name = dtype.name if dtype.is_half else source.name
+        self.uses_half(name)
+        if dtype.is_half:
+            return f"tc_narrow_{name}({text})"
+        narrow = f"tc_narrow_{name}("
+        if text.startswith(narrow):  # rounded, and computed with further
+            return f"tc_round_{name}({text.removeprefix(narrow)}"
+        return f"tc_widen_{name}({text})"
+
+    def uses_half(self, name: str) -> None:
+        """Note that the program converts halves of this dtype."""
+        self.owner.functions[(Op.CAST, name)] = None
 
     # -- indices ---------------------------------------------------------------------------------
 

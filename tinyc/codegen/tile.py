@@ -60,38 +60,78 @@ def vector_types(dtype: str, lanes: int) -> list[str]:
             f"__attribute__((vector_size({size})));"]
 
 
-def tile_function(dtype: str, height: int, lanes: int, width: int) -> str:
+def loaded(source: str, dtype: str, lanes: int) -> tuple[list[str], str]:
+    """(what must be defined, the text that loads a vector of `dtype` from {at}); halves are
+    widened."""
+    v = f"tc_v{lanes}{dtype}"
+    if source == dtype:
+        return [], f"*(const {v}u *)({{at}})"
+    if lanes == 1:
+        return [], f"tc_widen_{source}(*({{at}}))"
+    name = f"tc_load_{source}_{lanes}"
+    u = f"tc_v{lanes}u32"
+    lines = [f"#ifndef TC_LOAD_{source.upper()}_{lanes}", f"#define TC_LOAD_{source.upper()}_{lanes}",
+             *vector_types("u16", lanes), *vector_types("u32", lanes),
+             f"static inline __attribute__((always_inline)) {v} {name}(const unsigned short *at) {{",
+             f"  {u} h = __builtin_convertvector(*(const tc_v{lanes}u16u *)at, {u});",
+             *WIDENED[source].format(u=u, v=v).splitlines(), "}", "#endif"]
+    return lines, f"{name}({{at}})"
+
+
+# As `mathfn` has it for one number, on vectors: comparisons there are masks.
+WIDENED = {
+    "bf16": "  return ({v})(h << 16);",
+    "f16": """\
+  {u} o = (h & 0x7fff) << 13, e = o & 0x0f800000;
+  o += 0x38000000;
+  o += ({u})(e == 0x0f800000) & 0x38000000;
+  const {u} small = ({u})(({v})(o + 0x00800000) - 0x1p-14f), none = ({u})(e == 0);
+  return ({v})((o & ~none) | (small & none) | ((h & 0x8000) << 16));""",
+}
+
+
+def tile_name(dtype: str, a: str, b: str, height: int, lanes: int, width: int) -> str:
+    """The name of a register tile."""
+    halves = "" if a == b == dtype else f"_{a}_{b}"
+    return f"tc_tile_{dtype}{halves}_{height}x{width}_{lanes}"
+
+
+def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: int) -> str:
     """The register tile: height x (width / lanes) vector accumulators kept in registers.
 
+    `a` and `b` are the dtypes of the operands: that of the sums, or halves, which are widened.
     After `many` steps of the outermost loop they begin anew, and are added up in the first cache.
     """
     t, vectors = TYPES[dtype], width // lanes
+    ta, tb = TYPES[a], TYPES[b]
     v = f"tc_v{lanes}{dtype}"
+    needs, load = loaded(b, dtype, lanes)
+    number = "{at}" if a == dtype else f"tc_widen_{a}({{at}})"
     rows, cols = range(height), range(vectors)
     sums = [f"c{i}_{j}" for i in rows for j in cols]
     places = [f"*({v}u *)(tile + {i} * apart + {j * lanes})" for i in rows for j in cols]
     lines = [
-        *vector_types(dtype, lanes),
-        f"static __attribute__((noinline)) void tc_tile_{dtype}_{height}x{width}_{lanes}(",
+        *vector_types(dtype, lanes), *needs,
+        f"static __attribute__((noinline)) void {tile_name(dtype, a, b, height, lanes, width)}(",
         "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
-        f"    const {t} *a, const long *row, const {t} *b, long step, {t} *restrict tile, "
+        f"    const {ta} *a, const long *row, const {tb} *b, long step, {t} *restrict tile, "
         "long apart,",
         "    long more) {",
         "  " + v + " " + ", ".join(f"{c} = {{0}}" for c in sums) + f", part[{len(sums)}];",
-        "  const " + t + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
+        "  const " + ta + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         *(["  " + " ".join(f"TC_HOLD(a{i});" for i in rows)] if height >= MANY_ROWS else []),
         f"  for (long i = 0; i < {len(sums)} && many < n2; i++) part[i] = ({v}){{0}};",
         "  for (long k2 = 0, left = many; k2 < n2; k2++) {",
         "    for (long k1 = 0; k1 < n1; k1++) {",
         "      long o = k2 * s2 + k1 * s1;",
         "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
-        "        " + " ".join(f"{v} b{j} = *(const {v}u *)(b + {j * lanes}); TC_PIN(b{j});"
-                              for j in cols),
+        "        " + " ".join(
+            f"{v} b{j} = {load.format(at=f'b + {j * lanes}')}; TC_PIN(b{j});" for j in cols),
     ]
     if height >= MANY_ROWS:
         lines.append("        TC_HOLD(o);")
     for i in rows:
-        lines.append(f"        {{ const {t} x = a{i}[o]; "
+        lines.append(f"        {{ const {t} x = {number.format(at=f'a{i}[o]')}; "
                      + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
     lines += ["      }", "    }", *parts_added(v, sums), "  if (more) {"]
     lines += [f"    {c} += {place};" for c, place in zip(sums, places)]
@@ -116,24 +156,32 @@ def parts_added(v: str, sums: list[str]) -> list[str]:
     ]
 
 
-def pack_function(dtype: str, lanes: int) -> str:
+def pack_name(source: str, dtype: str, lanes: int) -> str:
+    """The name of a transposing copy."""
+    return f"tc_pack_{source}_{lanes}" if source == dtype else f"tc_pack_{source}_{dtype}_{lanes}"
+
+
+def pack_function(source: str, dtype: str, lanes: int) -> str:
     """to[k*width + j] = b[column[j] + k], in squares of lanes x lanes that registers transpose."""
     t, v = TYPES[dtype], f"tc_v{lanes}{dtype}"
+    needs, load = loaded(source, dtype, lanes)
+    one = "b[column[i] + k]" if source == dtype else f"tc_widen_{source}(b[column[i] + k])"
     rows = range(lanes)
     shuffles, last = transposing(v, lanes)
     lines = [
-        *vector_types(dtype, lanes),
-        f"static __attribute__((noinline)) void tc_pack_{dtype}_{lanes}(",
-        f"    long n, long width, const {t} *b, const long *column, {t} *restrict to) {{",
+        *vector_types(dtype, lanes), *needs,
+        f"static __attribute__((noinline)) void {pack_name(source, dtype, lanes)}(",
+        f"    long n, long width, const {TYPES[source]} *b, const long *column, "
+        f"{t} *restrict to) {{",
         f"  for (long j = 0; j < width; j += {lanes}, column += {lanes}, to += {lanes}) {{",
         "    long k = 0;",
         f"    for (; k + {lanes} <= n; k += {lanes}) {{",
-        *(f"      const {v} r{i} = *(const {v}u *)(b + column[{i}] + k);" for i in rows),
+        *(f"      const {v} r{i} = {load.format(at=f'b + column[{i}] + k')};" for i in rows),
         *(f"      {line}" for line in shuffles),
         *(f"      *({v}u *)(to + (k + {i}) * width) = {last[i]};" for i in rows),
         "    }",
         "    for (; k < n; k++)",
-        f"      for (long i = 0; i < {lanes}; i++) to[k * width + i] = b[column[i] + k];",
+        f"      for (long i = 0; i < {lanes}; i++) to[k * width + i] = {one};",
         "  }",
         "}",
     ]

@@ -23,7 +23,7 @@ from tinyc.codegen import c
 from tinyc.commands.standalone import Array, Standalone, write
 from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import TinycError, format_origin
-from tinyc.ir.dtype import DTYPES
+from tinyc.ir.dtype import DTYPES, stored
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.loop import LoopKernel, Storage
 from tinyc.ir.node import Node, canonical_key
@@ -146,7 +146,7 @@ def made_up(leaves: Sequence[Node]) -> list[np.ndarray]:
     """Return values for arguments: normal floats, and zeros, which are right for any index."""
     rng = np.random.default_rng(0)
     return [
-        rng.standard_normal(leaf.shape).astype(leaf.dtype.np)
+        stored(rng.standard_normal(leaf.shape), leaf.dtype)
         if leaf.dtype.is_float
         else np.zeros(leaf.shape, leaf.dtype.np)
         for leaf in leaves

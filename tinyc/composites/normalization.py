@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tinyc.composites.elementwise import rsqrt
 from tinyc.composites.reductions import count, mean, var_mean
 from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
+from tinyc.ir.dtype import finfo
 from tinyc.ir.node import Node
 from tinyc.ir.ops import fail
 
@@ -50,7 +49,7 @@ def rms_norm(
     if not x.dtype.is_float:
         fail(DTypeError, "rms_norm", "the input is no float", (x,), "it is f32 or f64", "cast it")
     if eps is None:
-        eps = float(np.finfo(x.dtype.np).eps)
+        eps = finfo(x.dtype).eps
     y = b.mul(x, rsqrt(b.add(mean(b.mul(x, x), axes, keepdims=True), eps)))
     return y if weight is None else b.mul(y, weight)
 

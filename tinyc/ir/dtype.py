@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,9 @@ Scalar = bool | int | float
 class DType:
     """One element type; there is exactly one object for each, so `is` compares them.
 
-    `kind` is 'b' (bool), 'u' (unsigned), 'i' (signed) or 'f' (floating); `np` the numpy dtype.
+    `kind` is 'b' (bool), 'u' (unsigned), 'i' (signed) or 'f' (floating); `np` the numpy dtype of
+    arrays of it. That of bf16 is its bits under a name of their own: numpy cannot take them for
+    numbers, see `numbers` and `stored`.
     """
 
     name: str
@@ -39,6 +42,16 @@ class DType:
     def is_int(self) -> bool:
         """Signed or unsigned integer; bool is not one."""
         return self.kind in "iu"
+
+    @property
+    def is_half(self) -> bool:
+        """f16 or bf16, which are for memory: whatever is computed is computed in `wide`."""
+        return self.kind == "f" and self.itemsize == 2
+
+    @property
+    def wide(self) -> DType:
+        """The type that arithmetic on such elements is done in: f32 for halves, else itself."""
+        return f32 if self.is_half else self
 
     def __repr__(self) -> str:
         return self.name
@@ -62,14 +75,17 @@ u32 = DType("u32", "u", 4, np.dtype(np.uint32))
 i32 = DType("i32", "i", 4, np.dtype(np.int32))
 u64 = DType("u64", "u", 8, np.dtype(np.uint64))
 i64 = DType("i64", "i", 8, np.dtype(np.int64))
+f16 = DType("f16", "f", 2, np.dtype(np.float16))
+bf16 = DType("bf16", "f", 2, np.dtype([("bf16", np.uint16)]))
 f32 = DType("f32", "f", 4, np.dtype(np.float32))
 f64 = DType("f64", "f", 8, np.dtype(np.float64))
 
 DTYPES: dict[str, DType] = {
-    d.name: d for d in (bool_, u8, i8, u16, i16, u32, i32, u64, i64, f32, f64)
+    d.name: d for d in (bool_, u8, i8, u16, i16, u32, i32, u64, i64, f16, bf16, f32, f64)
 }
 
-# The promotion lattice by its covering edges: each type, and the next wider ones.
+# The promotion lattice by its covering edges: each type, and the next wider ones. (u64 is below no
+# half, else it would meet i64 in one of them.)
 WIDER: dict[DType, tuple[DType, ...]] = {
     bool_: (u8, i8),
     u8: (u16, i16),
@@ -79,7 +95,9 @@ WIDER: dict[DType, tuple[DType, ...]] = {
     u32: (u64, i64),
     i32: (i64,),
     u64: (f32,),
-    i64: (f32,),
+    i64: (f16, bf16),
+    f16: (f32,),
+    bf16: (f32,),
     f32: (f64,),
     f64: (),
 }
@@ -112,8 +130,13 @@ def dtype_named(name: str) -> DType:
 
 
 def from_numpy(dtype: np.dtype) -> DType:
-    """The type with numpy's `dtype`; DTypeError when there is none (float16, complex, object)."""
+    """The type with numpy's `dtype`; DTypeError when there is none (complex, object).
+
+    The bfloat16 of the package ml_dtypes, which other libraries use, too, is bf16.
+    """
     native = np.dtype(dtype).newbyteorder("=")
+    if native.name == "bfloat16":
+        return bf16
     try:
         return _BY_NUMPY[native]
     except KeyError:
@@ -153,11 +176,60 @@ def limits(dtype: DType) -> tuple[Scalar, Scalar]:
     return -(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1
 
 
+@dataclass(frozen=True)
+class finfo:
+    """What a float type can hold, as PyTorch has it: `eps` is the step from 1 to the next number,
+    `tiny` the smallest normal number, `resolution` that of decimal digits. DTypeError for others.
+    """
+
+    dtype: DType
+
+    def __post_init__(self) -> None:
+        if not self.dtype.is_float:
+            raise DTypeError(f"finfo: {self.dtype} is no float type")
+
+    @property
+    def bits(self) -> int:
+        """The width in bits."""
+        return self.dtype.bits
+
+    @property
+    def eps(self) -> float:
+        """The step from 1 to the next number."""
+        return 2.0 ** {"f16": -10, "bf16": -7, "f32": -23, "f64": -52}[self.dtype.name]
+
+    @property
+    def tiny(self) -> float:
+        """The smallest positive normal number."""
+        return 2.0 ** {"f16": -14, "f64": -1022}.get(self.dtype.name, -126)
+
+    smallest_normal = tiny
+
+    @property
+    def max(self) -> float:
+        """The largest finite number."""
+        top = {"f16": 16, "f64": 1024}.get(self.dtype.name, 128)
+        return math.ldexp(1.0 - self.eps / 2, top) if top < 1024 else sys.float_info.max
+
+    @property
+    def min(self) -> float:
+        """The smallest finite number."""
+        return -self.max
+
+    @property
+    def resolution(self) -> float:
+        """The decimal resolution: 10 to minus the digits that always survive."""
+        return float({"f16": 1e-3, "bf16": 1e-2, "f32": 1e-6, "f64": 1e-15}[self.dtype.name])
+
+
 def encode(value: Scalar, dtype: DType) -> int:
     """The bit pattern of `value` in `dtype`: unlike values it tells 0.0 from -0.0 and 1 from True.
 
-    A float too large for f32 becomes infinite. DTypeError when an integer type does not hold it.
+    A float too large for its type becomes infinite. DTypeError when an integer type does not hold
+    it.
     """
+    if dtype.is_half:
+        return int(stored(np.array(value, np.float64), dtype).view(np.uint16))
     if dtype.kind == "f":
         form = _FLOAT_FORMAT[dtype]
         try:
@@ -178,6 +250,8 @@ def encode(value: Scalar, dtype: DType) -> int:
 
 def decode(bits: int, dtype: DType) -> Scalar:
     """The Python number with that bit pattern: the inverse of `encode`."""
+    if dtype.is_half:
+        return float(numbers(np.array(bits, np.uint16).view(dtype.np), dtype))
     if dtype.kind == "f":
         return _FLOAT_FORMAT[dtype].unpack(bits.to_bytes(dtype.itemsize, "little"))[0]
     if dtype.kind == "b":
@@ -185,3 +259,41 @@ def decode(bits: int, dtype: DType) -> Scalar:
     if dtype.kind == "i" and bits >> (dtype.bits - 1):
         return bits - (1 << dtype.bits)
     return bits
+
+
+# Arrays of halves ---------------------------------------------------------------------------
+
+
+def numbers(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """An array of `dtype` as numpy calculates with it: halves as f32, which is exact."""
+    if dtype is f16:
+        return array.astype(np.float32)
+    if dtype is bf16:
+        bits = np.asarray(array.view(np.uint16), np.uint32)
+        return np.asarray(bits << np.uint32(16), np.uint32).view(np.float32)
+    return array
+
+
+def stored(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Numbers as an array of `dtype`; halves by way of f32, rounded to nearest, ties to even.
+
+    What is too large becomes infinite, NaN stays NaN.
+    """
+    if not dtype.is_half:
+        return np.asarray(values).astype(dtype.np)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        single = np.asarray(values).astype(np.float32)
+        if dtype is f16:
+            return np.asarray(single.astype(np.float16))
+    bits = single.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + (np.uint32(0x7FFF) + odd)) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.where(np.isnan(single), quiet, rounded).astype(np.uint16).view(dtype.np)
+
+
+def converted_array(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """An array that has a type of ours in another; itself if it is of that type."""
+    source = from_numpy(array.dtype)
+    array = array if array.dtype.name != "bfloat16" else array.view(bf16.np)
+    return array if source is dtype else stored(numbers(array, source), dtype)

@@ -3,6 +3,7 @@
 Everything else is checked against this file. One row of `EVAL` per op takes the node and the
 values of its sources and gives an array of the node's shape and dtype. Integers wrap; f32
 arithmetic is done in f32, but sums and contractions of f32 accumulate in f64 and round once.
+An op on f16 or bf16 is done in f32, and its result is rounded once, to nearest even.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from math import prod
 import numpy as np
 
 from tinyc.diagnostics import BoundsError, format_origin
-from tinyc.ir.dtype import f32, f64
+from tinyc.ir.dtype import DType, f32, f64, numbers, stored
 from tinyc.ir.node import Node, toposort
-from tinyc.ir.ops import Op, describe
+from tinyc.ir.ops import OPS, Op, describe
 
 Row = Callable[..., np.ndarray]
 
@@ -89,11 +90,11 @@ def _buffer(n: Node, value: np.ndarray) -> np.ndarray:
 
 
 def _const(n: Node) -> np.ndarray:
-    return np.array(n.value, n.dtype.np)
+    return stored(np.array(n.value), n.dtype)
 
 
 def _iota(n: Node) -> np.ndarray:
-    return np.arange(n.attrs[0]).astype(n.dtype.np)
+    return stored(np.arange(n.attrs[0]), n.dtype)
 
 
 def _var(n: Node, value: int) -> np.ndarray:
@@ -177,7 +178,7 @@ def _erf_table(x: np.ndarray) -> np.ndarray:
 
 
 def _cast(n: Node, x: np.ndarray) -> np.ndarray:
-    return x.astype(n.dtype.np)
+    return stored(numbers(x, n.src[0].dtype), n.dtype)
 
 
 def _bitcast(n: Node, x: np.ndarray) -> np.ndarray:
@@ -330,6 +331,31 @@ def _same(n: Node, x: np.ndarray) -> np.ndarray:
     return x
 
 
+# Halves -----------------------------------------------------------------------------------
+
+
+class _Wide:
+    """A node of halves with the dtype that it is computed in."""
+
+    def __init__(self, n: Node) -> None:
+        self.op, self.attrs, self.shape, self.src = n.op, n.attrs, n.shape, n.src
+        self.origin = n.origin
+        self.dtype = n.dtype.wide
+
+
+def _computed(row: Row) -> Row:
+    """The row for arithmetic: halves are widened, and what they give is rounded."""
+
+    def widened(n: Node, *args: np.ndarray) -> np.ndarray:
+        types: list[DType] = [s.dtype for s in n.src]
+        if not any(d.is_half for d in types):
+            return row(n, *args)
+        found = row(_Wide(n), *map(numbers, args, types))
+        return stored(found, n.dtype) if n.dtype.is_half else found
+
+    return widened
+
+
 EVAL: dict[Op, Row] = {
     Op.BUFFER: _buffer,
     Op.CONST: _const,
@@ -381,3 +407,9 @@ EVAL: dict[Op, Row] = {
     Op.TOGETHER: lambda n, x, *others: x,
     Op.DETACH: _same,
 }
+# Ops that calculate with elements; all others only move them.
+ARITHMETIC = tuple(
+    op for op, spec in OPS.items() if spec.family in ("elementwise", "reduce")
+    and op not in (Op.CAST, Op.BITCAST, Op.WHERE)
+)
+EVAL.update({op: _computed(EVAL[op]) for op in ARITHMETIC})

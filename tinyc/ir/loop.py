@@ -103,6 +103,11 @@ class Apply:
     args: tuple[Expr, ...]
     dtype: DType
 
+    @property
+    def src(self) -> tuple[Expr, ...]:
+        """The operands, as a node of a graph calls them."""
+        return self.args
+
 
 @dataclass(frozen=True, eq=False)
 class Check:

@@ -96,7 +96,7 @@ def _attributes(n: Node) -> list[str]:
 def _constant(n: Node) -> list[str]:
     """The shortest text of the value where that gives the same bits, the bits for other NaNs."""
     dtype, bits = n.attrs
-    value = str(dtype.np.type(n.value))
+    value = str(dtype.wide.np.type(n.value))
     read = float(value) if dtype.is_float else n.value
     return [repr(dtype), value if encode(read, dtype) == bits else f"bits={bits:#x}"]
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tinyc.ir import build as b
-from tinyc.ir.dtype import DType, Scalar, decode, encode, promote
+from tinyc.ir.dtype import DType, Scalar, decode, encode, finfo, promote, stored
 from tinyc.ir.evaluate import EVAL
 from tinyc.ir.node import Node, node
 from tinyc.ir.ops import Op
@@ -70,7 +70,7 @@ def fold_constants(n: Node) -> Node | None:
         return None
     scalar = node(n.op, operands, n.attrs)
     with np.errstate(all="ignore"):
-        values = [np.array(c.value, c.dtype.np) for c in operands]
+        values = [stored(np.array(c.value), c.dtype) for c in operands]
         result = np.asarray(EVAL[n.op](scalar, *values), n.dtype.np)
     bits = int.from_bytes(result.tobytes(), "little")
     return _full(n, node(Op.CONST, (), (n.dtype, bits)))
@@ -152,7 +152,7 @@ def div_by_power_of_two(n: Node) -> Node | None:
     if value is None or not math.isfinite(value) or abs(math.frexp(value)[0]) != 0.5:
         return None
     inverse = 1.0 / value
-    smallest = float(np.finfo(n.dtype.np).tiny)
+    smallest = finfo(n.dtype).tiny
     if abs(inverse) < smallest or abs(value) < smallest or math.isinf(inverse):
         return None
     bits = encode(inverse, n.dtype)
@@ -164,12 +164,12 @@ def div_by_power_of_two(n: Node) -> Node | None:
 
 @rule(Op.POW)
 def pow_small(n: Node) -> Node | None:
-    """x**0 -> 1, x**1 -> x, x**2 -> x*x, x**3 -> x*x*x, x**-1 -> 1/x"""
+    """x**0 -> 1, x**1 -> x, x**2 -> x*x, x**3 -> x*x*x, x**-1 -> 1/x    x**3 not of halves"""
     x, exponent = n.src[0], _value(n.src[1])
     if exponent == 0 or exponent == -1:
         one = _full(n, b.const(1, n.dtype))
         return one if exponent == 0 else node(Op.DIV, (one, x))
-    if exponent not in (1, 2, 3):
+    if exponent not in (1, 2, 3) or (exponent == 3 and n.dtype.is_half):
         return None
     power = x
     for _ in range(int(exponent) - 1):
@@ -256,7 +256,7 @@ def where_known(n: Node) -> Node | None:
 
 # Casts.
 
-_EXACT_FLOAT_BITS = {"f32": 24, "f64": 53}
+_EXACT_FLOAT_BITS = {"f16": 11, "bf16": 8, "f32": 24, "f64": 53}
 
 
 def _lossless(narrow: DType, wide: DType) -> bool:
@@ -691,6 +691,8 @@ def reduce_of_expand(n: Node) -> Node | None:
 
 def _holds(count: int, dtype: DType) -> bool:
     """Is the count exact in the dtype? (Integers wrap, but a constant has to fit.)"""
+    if dtype.is_half:
+        return False  # the sum would be rounded before it is multiplied
     return count <= 1 << (24 if dtype.is_float else dtype.bits - 1) - (not dtype.is_float)
 
 

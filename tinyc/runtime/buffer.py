@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tinyc.diagnostics import Origin
-from tinyc.ir.dtype import DType, from_numpy
+from tinyc.ir.dtype import DType, converted_array, from_numpy
 
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
@@ -306,8 +306,8 @@ class Buffer:
         With `copy=False` the memory is shared where it can be: a writable, C-contiguous array in
         native byte order whose address is a multiple of 64.
         """
-        array = np.asarray(array)
         dtype = from_numpy(array.dtype)
+        array = converted_array(np.asarray(array), dtype)
         if not copy and shareable(array):
             buffer = Buffer.__new__(Buffer)
             address = address_of(array)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tinyc.diagnostics import CompileError
-from tinyc.ir.dtype import DType, from_numpy, i64, u8
+from tinyc.ir.dtype import DType, converted_array, from_numpy, i64, u8
 from tinyc.ir.program import ARENA
 from tinyc.runtime.buffer import Buffer, DeviceBuffer
 from tinyc.runtime.cache import disk_cache, make_key
@@ -152,7 +152,9 @@ class LaunchDevice:
     def upload(self, array: np.ndarray, copy: bool = True) -> Buffer:
         """Return a buffer with the array's values; its memory is never the array's."""
         array = np.asarray(array)
-        buffer = self.alloc(from_numpy(array.dtype), array.shape)
+        dtype = from_numpy(array.dtype)
+        array = converted_array(array, dtype)
+        buffer = self.alloc(dtype, array.shape)
         self.copy_in(buffer, array)
         return buffer
 

@@ -78,7 +78,7 @@ class Reader:
         cond: Expr = inner[0]
         for g in inner[1:]:
             cond = Apply(Op.AND, (cond, g), dtypes.bool_)
-        zero = Const(n.dtype.np.type(0).item(), n.dtype)
+        zero = Const(n.dtype.wide.np.type(0).item(), n.dtype)
         return Apply(Op.WHERE, (cond, value, zero), n.dtype)
 
     def gathered(self, n: Node, idx: tuple[Affine, ...], guard: tuple[Within, ...]) -> Expr:

@@ -219,7 +219,7 @@ def larger(a: Range, b: Range) -> Range:
 
 def rounded(a: Range, dtype: DType) -> Range:
     """What is near the largest number of a dtype may overflow, what is near the smallest vanish."""
-    most = 2.0 ** (120 if dtype.itemsize == 4 else 1000)
+    most = 2.0 ** {"f16": 14, "f64": 1000}.get(dtype.name, 120)
     lo = -math.inf if a.lo < -most else 0.0 if 0 < a.lo < 1 / most else a.lo
     hi = math.inf if a.hi > most else 0.0 if -1 / most < a.hi < 0 else a.hi
     return replace(a, lo=lo, hi=hi)

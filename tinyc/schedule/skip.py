@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_, i64
 from tinyc.ir.index import Affine, Data, Var
-from tinyc.ir.loop import Apply, Const, Expr, Index, Read, Storage, walk
+from tinyc.ir.loop import Apply, Const, Expr, Index, Read, Storage, converted, walk
 from tinyc.ir.node import Node, node
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Buf, Plan, Stage, row_major
@@ -294,7 +294,8 @@ def check_stages(plan: Plan, edge: Edge, done: dict[tuple, Stage]) -> Iterator[S
             continue
         where = {v: Affine.of(u) for v, u in fresh.items()}
         x = Read(read.buf, tuple(i.substitute(where) for i in read.index))
-        square = Apply(Op.MUL, (x, x), read.dtype)
+        single = converted(x, read.dtype.wide)
+        square = Apply(Op.MUL, (single, single), single.dtype)
         makers = [s for s in stage.producers if s.buf.storage is read.buf.storage]
         operand = stage.node.src[position]
         source = node(Op.REDUCE, (operand,), ("sum", tuple(range(len(operand.shape)))),

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tinyc.ir import dtype as dtypes
+from tinyc.ir.halves import as_stored
 from tinyc.ir.index import Affine, Data, Var
-from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, free_vars
+from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, converted, free_vars
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
 from tinyc.ir.plan import Buf, Plan, Stage, row_major
@@ -435,7 +436,8 @@ def fold_body(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) -> B
 
 
 def contract_body(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) -> Body:
-    """A contraction as a sum of products; in blocks if that pays."""
+    """A contraction as a sum of products; in blocks if that pays. Blocks read halves as they are,
+    which their recipe widens."""
     la, lb, lo = n.attrs
     env = dict(zip(lo, idx))
     red: list[Var] = []
@@ -445,10 +447,11 @@ def contract_body(b: Builder, reader: Reader, n: Node, idx: tuple[Affine, ...]) 
             v = b.var(sizes[label], "r")
             red.append(v)
             env[label] = Affine.of(v)
-    a = reader.value(n.src[0], tuple(env[x] for x in la), ())
-    c = reader.value(n.src[1], tuple(env[x] for x in lb), ())
-    kind = "contract" if is_blockable(n, a, c, red) else "sum"
-    return tuple(red), kind, Apply(Op.MUL, (a, c), n.dtype)
+    a = reader.value(as_stored(n.src[0]), tuple(env[x] for x in la), ())
+    c = reader.value(as_stored(n.src[1]), tuple(env[x] for x in lb), ())
+    if is_blockable(n, a, c, red):
+        return tuple(red), "contract", Apply(Op.MUL, (a, c), n.dtype)
+    return tuple(red), "sum", Apply(Op.MUL, (converted(a, n.dtype), converted(c, n.dtype)), n.dtype)
 
 
 def is_blockable(n: Node, a: Expr, c: Expr, depth: Sequence[Var]) -> bool:

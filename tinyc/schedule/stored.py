@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tinyc.ir.halves import as_stored, is_widening
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.node import Node
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
@@ -43,7 +44,7 @@ def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set
     stored.update(n for n in outputs if n.op is not Op.ASSIGN)
     for n in order:
         if n.op is Op.CONTRACT:
-            stored.update(contract_base(s) for s in n.src)
+            stored.update(contract_base(as_stored(s)) for s in n.src)
     stored = {n for n in stored if n.op not in LEAVES and n.op is not Op.ASSIGN}
     if not fuse:
         return stored | {n for n in order if n.op in ELEMENTWISE}
@@ -89,7 +90,7 @@ def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inli
     if n in stored or n.op in LEAVES or n.op is Op.ASSIGN:
         return Inlined(reduced=n.op in (Op.REDUCE, Op.CONTRACT))
     below = [costs[s] for s in n.src]
-    own = 0 if n.op in VIEWS else 1
+    own = 0 if n.op in VIEWS or is_widening(n) else 1
     return Inlined(
         size=min(own + sum(c.size for c in below), 10_000),
         depth=1 + max((c.depth for c in below), default=0),
@@ -100,7 +101,7 @@ def inlined_cost(n: Node, costs: dict[Node, Inlined], stored: set[Node]) -> Inli
 
 def worth_storing(n: Node, cost: Inlined) -> bool:
     """True if a value used by several others is better stored than computed by each."""
-    if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0 or not n.shape:
+    if n.op in VIEWS or n.op is Op.ASSIGN or cost.size == 0 or not n.shape or is_widening(n):
         return False
     # What is computed from a reduction is stored in place of the reduction, by the same kernel.
     return cost.heavy or cost.reduced or cost.size > SHARED_LIMIT

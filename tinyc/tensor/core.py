@@ -18,13 +18,17 @@ from tinyc.ir import build as b
 from tinyc.ir.dtype import (
     DTYPES,
     DType,
+    bf16,
     bool_,
+    converted_array,
     dtype_named,
+    f16,
     f32,
     f64,
     from_numpy,
     i32,
     i64,
+    numbers,
 )
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, describe, fail
@@ -216,10 +220,21 @@ class Tensor(Operations, Views, Writing, Creation):
 
     def numpy(self) -> np.ndarray:
         """Return the values as a numpy array of their own."""
-        return np.array(array_of(self))
+        return np.array(self._shared("numpy"))
+
+    def _shared(self, name: str) -> np.ndarray:
+        """Return the values as numpy sees them; those of bf16 in the dtype of ml_dtypes."""
+        array = array_of(self)
+        return array if self.dtype is not bf16 else as_bfloat16(array, name)
+
+    def _numbers(self) -> np.ndarray:
+        """Return the values in a dtype that numpy calculates with: halves as f32."""
+        return numbers(array_of(self), self.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = array_of(self)
+        if self.dtype is bf16 and dtype is not None and np.dtype(dtype).kind in "biufc":
+            return self._numbers().astype(dtype)
+        array = self._shared("np.asarray")
         if copy is False:
             if dtype is not None and array.dtype != dtype:
                 raise ValueError(f"np.asarray: {self.dtype} becomes {dtype} only by a copy")
@@ -234,13 +249,15 @@ class Tensor(Operations, Views, Writing, Creation):
 
     def _host(self) -> np.ndarray:
         """Return the memory itself."""
+        if self.dtype is bf16:
+            raise DTypeError("dlpack: numpy has no bf16 to hand over; use .numpy() or .float()")
         if not is_known(self):
             realize([self])
         return array_of(self)
 
     def item(self) -> Any:
         """Return the only element as a Python number; ShapeError if there are more or none."""
-        array = array_of(self)
+        array = self._numbers()
         if array.size != 1:
             self._not_one("item", "takes a tensor of one element", "use .tolist() or .numpy()")
         return array.item()
@@ -250,7 +267,7 @@ class Tensor(Operations, Views, Writing, Creation):
 
     def tolist(self) -> Any:
         """Return nested lists of Python numbers, or one number."""
-        return array_of(self).tolist()
+        return self._numbers().tolist()
 
     def __bool__(self) -> bool:
         if self.numel() != 1:
@@ -293,7 +310,7 @@ class Tensor(Operations, Views, Writing, Creation):
         if state.capturing.trace is not None:
             pending = sum(OPS[n.op].family not in ("leaf", "view") for n in toposort([self.node]))
             return f"{name}({what}, lazy: {pending} operations pending)"
-        values = np.array2string(array_of(self), separator=", ", prefix=name + "(")
+        values = np.array2string(_short(self._numbers(), self.dtype), separator=", ", prefix=name + "(")
         return f"{name}({values}, {what})"
 
     def _repr_html_(self) -> str:
@@ -303,7 +320,7 @@ class Tensor(Operations, Views, Writing, Creation):
         figures += ["requires_grad"] if self.requires_grad else []
         if state.capturing.trace is not None:
             return markup.card(type(self).__name__, [*figures, "lazy"])
-        values = np.array2string(array_of(self), separator=", ", threshold=200)
+        values = np.array2string(_short(self._numbers(), self.dtype), separator=", ", threshold=200)
         return markup.card(type(self).__name__, figures, markup.pre(values))
 
     def __reduce__(self) -> Any:
@@ -312,7 +329,8 @@ class Tensor(Operations, Views, Writing, Creation):
                 "copy or pickle: only tensors that the user made can be copied with their "
                 "requires_grad; use .detach() first"
             )
-        return _restored, (type(self), self.numpy(), self.device, self.requires_grad)
+        values = np.array(array_of(self))
+        return _restored, (type(self), values, self.device, self.requires_grad)
 
     # Conversion
 
@@ -350,6 +368,14 @@ class Tensor(Operations, Views, Writing, Creation):
     def bitcast(self, dtype: Any) -> Tensor:
         """Return the bits read as another dtype of the same width."""
         return self._unary(lambda x: b.bitcast(x, as_dtype(dtype)))
+
+    def half(self) -> Tensor:
+        """Return the values as f16, rounded to nearest even."""
+        return self.cast(f16)
+
+    def bfloat16(self) -> Tensor:
+        """Return the values as bf16, rounded to nearest even."""
+        return self.cast(bf16)
 
     def float(self) -> Tensor:
         """Return the values as f32."""
@@ -404,11 +430,11 @@ class Tensor(Operations, Views, Writing, Creation):
 
     def allclose(self, other: Any, rtol: Any = 1e-5, atol: Any = 1e-8) -> Any:
         """Tell whether all elements agree within atol + rtol * |other|."""
-        return np.allclose(array_of(self), np.asarray(other), rtol, atol)
+        return np.allclose(self._numbers(), _plain(other), rtol, atol)
 
     def equal(self, other: Any) -> Any:
         """Tell whether shape and all elements are equal."""
-        return np.array_equal(array_of(self), np.asarray(other))
+        return np.array_equal(self._numbers(), _plain(other))
 
     # Gradients
 
@@ -549,7 +575,8 @@ def _constant(value: Any, like: Tensor) -> Node:
     return Tensor(value, device=like.device).node
 
 
-_LONG_NAMES = {dtype.np.name: dtype for dtype in DTYPES.values()}
+_LONG_NAMES = {dtype.np.name: dtype for dtype in DTYPES.values() if dtype is not bf16}
+_LONG_NAMES.update(bfloat16=bf16, half=f16)
 
 
 def as_dtype(dtype: Any) -> DType:
@@ -571,8 +598,32 @@ def host_array(data: Any, dtype: DType | None) -> np.ndarray:
     else:
         array = _from_python(data)
     if dtype is not None and array.dtype != dtype.np:
-        array = array.astype(dtype.np)
+        array = converted_array(array, dtype)
     return array
+
+
+def as_bfloat16(array: np.ndarray, name: str) -> np.ndarray:
+    """Return the elements of bf16 in numpy's dtype for them, which is another package's."""
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise DTypeError(
+            f"{name}: numpy has no bfloat16 of its own; install the package that has:"
+            " pip install 'tinyc[bf16]', or use .float() first"
+        ) from None
+    return array.view(bfloat16)
+
+
+def _short(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """Return numbers to print: of halves with the digits that they have."""
+    return array.astype(np.float16) if dtype is f16 else array
+
+
+def _plain(value: Any) -> np.ndarray:
+    """Return a tensor or array in a dtype that numpy has."""
+    if isinstance(value, Handle):
+        return numbers(array_of(value), value.node.dtype)
+    return np.asarray(value)
 
 
 def _from_python(data: Any) -> np.ndarray:

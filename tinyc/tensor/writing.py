@@ -11,7 +11,7 @@ from tinyc import state
 from tinyc.composites import indexing
 from tinyc.diagnostics import DTypeError, ShapeError, TinycError, caller_origin
 from tinyc.ir import build as b
-from tinyc.ir.dtype import promote
+from tinyc.ir.dtype import converted_array, promote
 from tinyc.ir.node import Node
 from tinyc.ir.ops import Op, fail
 from tinyc.realization import overwrite
@@ -115,7 +115,7 @@ class Writing(Handle):
 
     def load(self, array: Any) -> Self:
         """Write the values of a numpy array of the same shape into memory at once."""
-        found = np.asarray(array, self.dtype.np)
+        found = converted_array(np.asarray(array), self.dtype)
         if found.shape != self.node.shape:
             fail(
                 ShapeError,
