@@ -468,13 +468,17 @@ TC_INLINE float tc_round_bf16(float x) {
 }
 """
 
+# A choice is made by masks: of conditions compilers make branches that depend on each other, and
+# then no vectors.
 CAST_F16 = """\
+TC_INLINE unsigned tc_chosen(unsigned yes, unsigned no, int condition) {
+  unsigned mask = -(unsigned)condition;
+  return (yes & mask) | (no & ~mask);
+}
 TC_INLINE float tc_widen_f16(unsigned short h) {
-  unsigned o = (h & 0x7fffu) << 13, e = o & 0x0f800000u;
-  o += 0x38000000u;
-  o = e == 0x0f800000u ? o + 0x38000000u : o;
-  float small = tc_from_bits_f32(o + 0x00800000u) - 0x1p-14f;
-  o = e == 0 ? tc_bits_f32(small) : o;
+  unsigned o = ((h & 0x7fffu) << 13) + 0x38000000u, e = h & 0x7c00u;
+  unsigned small = tc_bits_f32(tc_from_bits_f32(o + 0x00800000u) - 0x1p-14f);
+  o = tc_chosen(small, o + (0x38000000u & -(unsigned)(e == 0x7c00u)), e == 0u);
   return tc_from_bits_f32(o | ((h & 0x8000u) << 16));
 }
 TC_INLINE unsigned short tc_narrow_f16(float x) {
@@ -482,11 +486,19 @@ TC_INLINE unsigned short tc_narrow_f16(float x) {
   b ^= sign;
   unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f) - 0x3f000000u;
   unsigned near = (b + 0xc8000fffu + ((b >> 13) & 1u)) >> 13;
-  unsigned large = b > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  unsigned o = b >= 0x47800000u ? large : b < 0x38800000u ? small : near;
+  unsigned large = 0x7c00u | (0x0200u & -(unsigned)(b > 0x7f800000u));
+  unsigned o = tc_chosen(large, tc_chosen(small, near, b < 0x38800000u), b >= 0x47800000u);
   return (unsigned short)(o | (sign >> 16));
 }
-TC_INLINE float tc_round_f16(float x) { return tc_widen_f16(tc_narrow_f16(x)); }
+TC_INLINE float tc_round_f16(float x) {
+  unsigned b = tc_bits_f32(x), sign = b & 0x80000000u;
+  b ^= sign;
+  unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f - 0.5f);
+  unsigned near = (b + 0xfffu + ((b >> 13) & 1u)) & 0xffffe000u;
+  unsigned o = tc_chosen(small, near, b < 0x38800000u);
+  o = tc_chosen(0x7f800000u, o, o >= 0x47800000u);
+  return tc_from_bits_f32(sign | tc_chosen(b, o, b > 0x7f800000u));
+}
 """
 
 _BITS = ("bits_f32",)

@@ -224,7 +224,9 @@ def in_place_panel(c: Contraction, shape: Tile, panel: Affine,
     if c.cols[0].extent % shape.width or c.b.index.coeff(c.cols[0]) != 1:
         return None
     stride = c.b.index.coeff(depth[-1]) if depth else 0
-    far = pack is None and abs(stride) * c.b.dtype.itemsize > IN_PLACE_STRIDE
+    # Halves would be widened for each tile of rows, packed ones are it once.
+    far = pack is None and (c.b.dtype.is_half or
+                            abs(stride) * c.b.dtype.itemsize > IN_PLACE_STRIDE)
     if not steps_evenly(c.b.index, depth, stride) or (
             far and elements(c.rows) > IN_PLACE_TILES * shape.rows):
         return None

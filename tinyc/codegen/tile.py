@@ -27,6 +27,13 @@ MACROS = """\
 #else
 #define TC_HOLD(x)
 #endif
+#define TC_WIDEN_BF16(x) tc_widen_bf16(x)
+#if (defined(__F16C__) || defined(__aarch64__)) && (__GNUC__ >= 12 || __clang_major__ >= 15)
+static inline float tc_half_number(const unsigned short *x) { return *(const _Float16 *)x; }
+#define TC_WIDEN_F16(x) tc_half_number(&(x))
+#else
+#define TC_WIDEN_F16(x) tc_widen_f16(x)
+#endif
 #if defined(__clang__) || __GNUC__ >= 12
 #define TC_SHUFFLE(m, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -74,8 +81,23 @@ def loaded(source: str, dtype: str, lanes: int) -> tuple[list[str], str]:
              *vector_types("u16", lanes), *vector_types("u32", lanes),
              f"static inline __attribute__((always_inline)) {v} {name}(const unsigned short *at) {{",
              f"  {u} h = __builtin_convertvector(*(const tc_v{lanes}u16u *)at, {u});",
-             *WIDENED[source].format(u=u, v=v).splitlines(), "}", "#endif"]
+             *instruction(source, lanes, v), *WIDENED[source].format(u=u, v=v).splitlines(), "}",
+             "#endif"]
     return lines, f"{name}({{at}})"
+
+
+def instruction(source: str, lanes: int, v: str) -> list[str]:
+    """Lines that return the vector by one instruction, where gcc has a word for it."""
+    call = {8: "__builtin_ia32_vcvtph2ps256(x)",
+            16: "__builtin_ia32_vcvtph2ps512_mask(x, (f){0}, -1, 4)"}.get(lanes)
+    if source != "f16" or call is None:
+        return []
+    needs = "__F16C__" if lanes == 8 else "__AVX512F__"
+    return [f"#if defined({needs}) && !defined(__clang__)",
+            f"  typedef short s __attribute__((vector_size({2 * lanes})));",
+            f"  typedef float f __attribute__((vector_size({4 * lanes})));",
+            f"  const s x = (s)*(const tc_v{lanes}u16u *)at;",
+            f"  return ({v}){call};", "#endif"]
 
 
 # As `mathfn` has it for one number, on vectors: comparisons there are masks.
@@ -106,7 +128,7 @@ def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: in
     ta, tb = TYPES[a], TYPES[b]
     v = f"tc_v{lanes}{dtype}"
     needs, load = loaded(b, dtype, lanes)
-    number = "{at}" if a == dtype else f"tc_widen_{a}({{at}})"
+    number = "{at}" if a == dtype else f"TC_WIDEN_{a.upper()}({{at}})"
     rows, cols = range(height), range(vectors)
     sums = [f"c{i}_{j}" for i in rows for j in cols]
     places = [f"*({v}u *)(tile + {i} * apart + {j * lanes})" for i in rows for j in cols]

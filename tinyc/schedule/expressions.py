@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from tinyc import config
 from tinyc.ir import dtype as dtypes
+from tinyc.ir.dtype import DType, decode, encode
+from tinyc.ir.halves import is_widening
 from tinyc.ir.index import Affine, Data
 from tinyc.ir.loop import Apply, Check, Const, Expr, Index, Read, Within, free_vars, walk
 from tinyc.ir.node import Node
@@ -17,6 +19,9 @@ from tinyc.schedule.stored import AFFINE_VIEWS, KEPT
 
 if TYPE_CHECKING:
     from tinyc.schedule.stage import Builder
+
+# What gives one of its last two operands, or minus that.
+EXACT = (Op.NEG, Op.MAX, Op.WHERE)
 
 
 class Reader:
@@ -67,7 +72,24 @@ class Reader:
         if op is Op.GATHER:
             return self.gathered(n, idx, guard)
         args = tuple(self.value(s, idx, guard) for s in n.src)
-        return Apply(op, args, n.dtype)
+        return self.single(args[0]) if is_widening(n) else Apply(op, args, n.dtype)
+
+    def single(self, half: Expr) -> Expr:
+        """An expression of halves as f32; nothing is rounded that needs not be."""
+        found = self.memo.get((half,))
+        if found is None:
+            found = self.memo[(half,)] = self.widened(half)
+        return found
+
+    def widened(self, half: Expr) -> Expr:
+        if isinstance(half, Const):
+            return Const(half.value, dtypes.f32)
+        if isinstance(half, Apply) and half.op is Op.WHERE:
+            cond, yes, no = half.args
+            return Apply(Op.WHERE, (cond, self.single(yes), self.single(no)), dtypes.f32)
+        if isinstance(half, Apply) and half.op is Op.CAST and is_half(half.args[0], half.dtype):
+            return half.args[0]
+        return Apply(Op.CAST, (half,), dtypes.f32)
 
     def guarded(self, n: Node, idx: tuple[Affine, ...], inner: tuple[Within, ...],
                 outer: tuple[Within, ...] = ()) -> Expr:
@@ -103,6 +125,17 @@ class Reader:
         sites = self.b.plan.sites
         sites.append(Site(user.op.name.lower(), bound, user.origin))
         return Check(self.value(index, idx, guard), bound, len(sites), index.dtype)
+
+
+def is_half(e: Expr, dtype: DType) -> bool:
+    """True if each value of an expression in f32 is one of a dtype of halves."""
+    if isinstance(e, Const):
+        return decode(encode(e.value, dtype), dtype) == e.value
+    if not isinstance(e, Apply) or e.dtype is not dtypes.f32:
+        return False
+    if e.op is Op.CAST:
+        return e.args[0].dtype is dtype
+    return e.op in EXACT and all(is_half(a, dtype) for a in e.args[-2:])
 
 
 def as_guard(conds: Iterable) -> tuple[Within, ...]:
