@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tinyc.diagnostics import VerifyError, format_origin
+from tinyc.ir.dtype import DType, from_numpy, numbers
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import Op
 
 # Relative to the values, for each term of the longest reduction's square root.
-TOLERANCE = {"f32": 1e-5, "f64": 1e-12}
+TOLERANCE = {"f16": 2e-3, "bf16": 1.6e-2, "f32": 1e-5, "f64": 1e-12}
 
 
 def expected(outputs: Sequence[Node], memory: Mapping[int, np.ndarray]) -> list[np.ndarray]:
@@ -23,16 +24,25 @@ def expected(outputs: Sequence[Node], memory: Mapping[int, np.ndarray]) -> list[
 
 def compare(outputs: Sequence[Node], wanted: list[np.ndarray], found: list[np.ndarray]) -> None:
     """Raise VerifyError where a program's outputs are not equal by the contract on numbers."""
-    scale = math.sqrt(longest_reduction(outputs))
     for node, a, b in zip(outputs, wanted, found, strict=True):
-        problem = difference(a, b, TOLERANCE.get(node.dtype.name, 0.0) * scale)
+        problem = difference(a, b, tolerance(outputs, node.dtype))
         if problem:
             where = format_origin(node.origin)
             raise VerifyError(f"{node.op.value} (at {where}): program and numpy differ: {problem}")
 
 
+def tolerance(outputs: Sequence[Node], dtype: DType) -> float:
+    """Return by how much values of a dtype in the program of a graph may differ, relative to the
+    largest: where halves are rounded on the way, by what that may come to."""
+    if not dtype.is_float:
+        return 0.0
+    halves = {node.dtype for node in toposort(outputs) if node.dtype.is_half}
+    return max(TOLERANCE[d.name] for d in (dtype, *halves)) * math.sqrt(longest_reduction(outputs))
+
+
 def difference(wanted: np.ndarray, found: np.ndarray, tolerance: float) -> str:
     """Say where two arrays differ by more than a tolerance; nothing if they do not."""
+    wanted, found = (numbers(x, from_numpy(x.dtype)) for x in (wanted, found))
     if tolerance:
         size = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
         with np.errstate(invalid="ignore"):

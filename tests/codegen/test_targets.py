@@ -82,7 +82,29 @@ def functions() -> Graph:
             b.mod(x, 0.7), b.idiv(x, 0.7), b.mod(whole, 7), b.shl(whole, 2)], memory
 
 
-PROGRAMS = [mlp_step, conv_step, attention_both_ways, rows, moved, functions]
+def halves(dtype: d.DType) -> Graph:
+    """Products of halves in place, packed and transposed, windows, and a step that trains."""
+    (x, w, c, u, y, image, k), memory = buffers(
+        floats(37, 50), floats(41, 50, seed=1), floats(41, seed=2), floats(10, 41, seed=3),
+        np.arange(37) % 10, floats(3, 4, 11, 11), floats(10, 4, 3, 3, seed=1))
+    memory = {uid: d.stored(a, dtype) if a.dtype == np.float32 else a for uid, a in memory.items()}
+    x, w, c, u, image, k = (b.buffer(n.attrs[0], 0, n.shape, dtype, "cpu")
+                            for n in (x, w, c, u, image, k))
+    hidden = activation.gelu(linear(x, w, c))
+    step = updated(losses.cross_entropy(linear(hidden, u), y), [w, c, u])
+    return [*step, matmul(w, b.permute(x, (1, 0))), matmul(b.permute(x, (1, 0)), x),
+            convolution.conv(image, k, padding=1), reductions.softmax(x), b.mul(x, 0.7)], memory
+
+
+def bf16() -> Graph:
+    return halves(d.bf16)
+
+
+def f16() -> Graph:
+    return halves(d.f16)
+
+
+PROGRAMS = [mlp_step, conv_step, attention_both_ways, rows, moved, functions, bf16, f16]
 
 
 @pytest.mark.parametrize("cc", COMPILERS)
@@ -110,9 +132,8 @@ def agree(outputs: list[Node], memory: dict[int, np.ndarray]) -> str:
     """Check that a compiled graph agrees with the evaluator; the text of its program."""
     compiled = Compiled(outputs, split=True)
     found = compiled(memory, threads=2)
-    tolerance = checking.longest_reduction(outputs) ** 0.5
     for node, got, wanted in zip(outputs, found, checking.expected(outputs, memory)):
-        relative = checking.TOLERANCE.get(node.dtype.name, 0.0) * tolerance
+        relative = checking.tolerance(outputs, node.dtype)
         assert not checking.difference(wanted, got, relative), node.op
     return compiled.program.source
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinyc.diagnostics import DTypeError
-from tinyc.ir.dtype import DTYPES, f32, f64
+from tinyc.ir.dtype import DTYPES, f32, f64, numbers, stored
 from tinyc.runtime import buffer as buffer_module
 from tinyc.runtime.buffer import ALLOCATOR, HUGE_PAGE, Allocator, Buffer, size_class
 
@@ -25,8 +25,8 @@ def test_buffers_are_dense_aligned_and_writable(dtype, shape):
     assert buffer.array.shape == buffer.shape == shape
     assert buffer.array.dtype == dtype.np and buffer.array.flags.c_contiguous
     assert buffer.ptr % 64 == 0 and buffer.nbytes == buffer.array.nbytes
-    buffer.array[...] = 1
-    assert (buffer.array == 1).all()
+    buffer.array[...] = stored(np.array(1), dtype)
+    assert (numbers(buffer.array, dtype) == 1).all()
 
 
 def test_uids_differ():

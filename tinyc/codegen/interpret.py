@@ -284,9 +284,9 @@ class Worker:
         packed = self.array(stmt.storage)
         for j in range(stmt.width):
             self.variables[stmt.column] = min(first + j, stmt.column.extent - 1)
+            value = self.value if stmt.b.dtype is stmt.storage.dtype else self.number
             for k, _ in enumerate(self.points(stmt.depth)):
-                value = self.number(stmt.b) if packed.dtype != stmt.b.dtype.np else self.value(stmt.b)
-                packed[at + k * stmt.width + j] = value
+                packed[at + k * stmt.width + j] = value(stmt.b)
 
     # -- expressions -----------------------------------------------------------------------------
 

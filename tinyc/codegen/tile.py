@@ -77,9 +77,10 @@ def loaded(source: str, dtype: str, lanes: int) -> tuple[list[str], str]:
         return [], f"tc_widen_{source}(*({{at}}))"
     name = f"tc_load_{source}_{lanes}"
     u = f"tc_v{lanes}u32"
-    lines = [f"#ifndef TC_LOAD_{source.upper()}_{lanes}", f"#define TC_LOAD_{source.upper()}_{lanes}",
+    lines = [f"#ifndef {name.upper()}", f"#define {name.upper()}",
              *vector_types("u16", lanes), *vector_types("u32", lanes),
-             f"static inline __attribute__((always_inline)) {v} {name}(const unsigned short *at) {{",
+             f"static inline __attribute__((always_inline)) {v} {name}(const unsigned short *at)",
+             "{",
              f"  {u} h = __builtin_convertvector(*(const tc_v{lanes}u16u *)at, {u});",
              *instruction(source, lanes, v), *WIDENED[source].format(u=u, v=v).splitlines(), "}",
              "#endif"]

@@ -232,8 +232,7 @@ def command() -> str:
 
 def tolerance(case: Case, storage: Storage) -> float:
     """Return by how much floats may differ, relative to the largest."""
-    terms = checking.longest_reduction(case.outputs)
-    return checking.TOLERANCE.get(storage.dtype.name, 0.0) * terms**0.5
+    return checking.tolerance(case.outputs, storage.dtype)
 
 
 def compared_with_numpy(case: Case, leaves: Sequence[Node], plan: Plan, number: int,

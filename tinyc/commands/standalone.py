@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyc.codegen.render import TYPES
-from tinyc.ir.dtype import DType
+from tinyc.ir.dtype import DType, u16
 from tinyc.ir.program_text import quantity
 from tinyc.runtime.cpu import pool_unit
 
@@ -133,14 +133,20 @@ def tables(arrays: Sequence[Array], embed: bool) -> tuple[list[str], list[str]]:
                 places.append(f"0, {at}")
                 at += len(padded(piece))
         slot = -1 if array.slot is None else array.slot
-        size = f"{array.size}, sizeof({TYPES[array.dtype.name]}), {int(array.dtype.is_float)}"
+        size = f"{array.size}, sizeof({TYPES[array.dtype.name]}), {float_kind(array.dtype)}"
         row = f'{{"{array.name}", {size}, {slot}, {array.offset}, {array.tolerance!r}'
         rows.append(f"  {row}, {places[0]}, {places[1]}, 0}}")
     return rows, texts
 
 
+def float_kind(dtype: DType) -> int:
+    """Return 0 for what is no float, of halves the bits of the mantissa, else 1."""
+    return {"f16": 10, "bf16": 7}.get(dtype.name, int(dtype.is_float))
+
+
 def initialiser(name: str, dtype: DType, piece: np.ndarray) -> str:
     """Return an array of C with the elements of another, to the last bit."""
+    piece, dtype = (piece.view(u16.np), u16) if dtype.is_half else (piece, dtype)
     words = [literal(value, dtype) for value in piece.reshape(-1).tolist()] or ["0"]
     lines = [", ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
     kind = TYPES[dtype.name]
@@ -217,7 +223,7 @@ STRUCT = """\
 struct array {
   const char *name;
   long size, item;
-  int is_float;
+  int is_float; /* of 16 bits: how many of them are the mantissa */
   long slot, offset;
   double tolerance;
   const void *before;
@@ -265,7 +271,17 @@ static void restore(int all) {
   }
 }
 
+/* A number of 16 bits with so many of them for the mantissa: 10 in f16, 7 in bf16. */
+static double half_number(unsigned bits, int mantissa) {
+  int top = (1 << (15 - mantissa)) - 1, exponent = (int)(bits >> mantissa) & top;
+  double part = bits & ((1u << mantissa) - 1), sign = bits >> 15 ? -1.0 : 1.0;
+  if (exponent == top) return part != 0 ? NAN : sign * INFINITY;
+  if (exponent) part += 1 << mantissa;
+  return sign * ldexp(part, (exponent ? exponent : 1) - top / 2 - mantissa);
+}
+
 static double number(const struct array *a, const void *at, long i) {
+  if (a->item == 2) return half_number(((const unsigned short *)at)[i], a->is_float);
   return a->item == 4 ? (double)((const float *)at)[i] : ((const double *)at)[i];
 }
 

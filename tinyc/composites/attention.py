@@ -9,6 +9,7 @@ from typing import NoReturn
 from tinyc.composites.linear import matmul
 from tinyc.composites.normalization import dropout
 from tinyc.composites.reductions import softmax
+from tinyc.composites.single import single
 from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import bool_, i32
@@ -43,7 +44,8 @@ def attention(
     found = shares(query, key, mask, causal, scale)
     if dropout_p and draw is not None:
         found = dropout(found, dropout_p, draw(found.shape))
-    return matmul(found, value)
+    # The shares of halves are halves: that is what is kept, and what tensor cores multiply.
+    return matmul(b.cast(found, value.dtype), value)
 
 
 def shares(
@@ -55,9 +57,11 @@ def shares(
 ) -> Node:
     """Return how much each row of the query takes of each of the keys: [..., L, S].
 
-    That is softmax(query @ key^T * scale + mask), with the arguments of `attention`.
+    That is softmax(query @ key^T * scale + mask), with the arguments of `attention`; f32 for
+    halves.
     """
-    scores = matmul(query, _transposed(key))
+    scores = matmul(single(query), _transposed(single(key)))
+    mask = single(mask)
     scores = b.mul(scores, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if mask is not None:
         return _safe_softmax(_masked(scores, mask))

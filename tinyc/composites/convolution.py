@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tinyc.composites.elementwise import minimum
 from tinyc.composites.reductions import first_max, mean, positions
+from tinyc.composites.single import in_single, single
 from tinyc.diagnostics import ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import bool_, f32, i32, limits
@@ -45,10 +46,10 @@ def conv(
     kernel = weight.shape[2:]
     steps, gaps = _each("conv", stride, rank), _each("conv", dilation, rank)
     sides = _conv_sides(padding, kernel, steps, gaps)
-    y = _conv_groups(_pad_space(x, sides), weight, steps, gaps, groups)
-    if bias is None:
-        return y
-    return b.add(y, b.expand_axes(bias, y.shape, (1,)))
+    y = _conv_groups(single(_pad_space(x, sides)), single(weight), steps, gaps, groups)
+    if bias is not None:
+        y = b.add(y, b.expand_axes(single(bias), y.shape, (1,)))
+    return b.cast(y, x.dtype) if x.dtype is weight.dtype else y
 
 
 def _check_conv(x: Node, weight: Node, groups: int) -> None:
@@ -243,6 +244,7 @@ def _pad_lowest(x: Node, sides: Sides) -> Node:
     return b.where(inside, _pad_space(x, sides), lowest)
 
 
+@in_single
 def avg_pool(
     x: Node,
     kernel: Extents,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tinyc.composites.single import in_single
 from tinyc.ir import build as b
 from tinyc.ir.dtype import Scalar, promote, weak_promote
 from tinyc.ir.node import Node
@@ -29,6 +30,7 @@ def reciprocal(x: Node) -> Node:
     return b.div(1, x)
 
 
+@in_single
 def rsqrt(x: Node) -> Node:
     """Return 1/sqrt(x); integers become f32."""
     return b.div(1, b.sqrt(x))
@@ -39,6 +41,7 @@ def square(x: Node) -> Node:
     return b.mul(x, x)
 
 
+@in_single
 def log1p(x: Node) -> Node:
     """Return log(1+x), accurate near 0 as well; integers become f32."""
     total = b.add(x, 1.0)

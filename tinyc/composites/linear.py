@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
+from tinyc.composites.single import in_single
 from tinyc.diagnostics import ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.node import Node
@@ -45,6 +46,7 @@ def _check_matmul(x: Node, y: Node) -> None:
         fail(ShapeError, "matmul", "inner dimensions differ", (x, y), what)
 
 
+@in_single
 def linear(x: Node, weight: Node, bias: Node | None = None) -> Node:
     """Return x @ weight.T + bias: [..., in] with weight [out, in] and bias [out] to [..., out]."""
     if not x.shape or x.shape[-1] != weight.shape[-1]:

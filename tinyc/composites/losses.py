@@ -8,6 +8,7 @@ from tinyc.composites.activation import softplus
 from tinyc.composites.axes import along
 from tinyc.composites.elementwise import abs_
 from tinyc.composites.reductions import log_softmax, mean, shift_by_max
+from tinyc.composites.single import in_single
 from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import i32, limits
@@ -38,6 +39,7 @@ def _same_shape(name: str, x: Node, target: Node) -> None:
         )
 
 
+@in_single
 def mse_loss(x: Node, target: Node, reduction: str = "mean") -> Node:
     """Return the squared difference."""
     _same_shape("mse_loss", x, target)
@@ -45,12 +47,14 @@ def mse_loss(x: Node, target: Node, reduction: str = "mean") -> Node:
     return reduced(b.mul(difference, difference), reduction)
 
 
+@in_single
 def l1_loss(x: Node, target: Node, reduction: str = "mean") -> Node:
     """Return the absolute difference."""
     _same_shape("l1_loss", x, target)
     return reduced(abs_(b.sub(x, target)), reduction)
 
 
+@in_single
 def binary_cross_entropy(
     x: Node, target: Node, weight: Node | None = None, reduction: str = "mean"
 ) -> Node:
@@ -74,6 +78,7 @@ def _clamped_log(x: Node) -> Node:
     return b.where(zero, -100, b.log(b.where(zero, 1, x)))
 
 
+@in_single
 def binary_cross_entropy_with_logits(
     x: Node,
     target: Node,
@@ -96,6 +101,7 @@ def binary_cross_entropy_with_logits(
 # Losses over classes, which are axis 1, or axis 0 of 1-D logits.
 
 
+@in_single
 def cross_entropy(
     x: Node,
     target: Node,
@@ -134,6 +140,7 @@ def _all_classes(shifted: Node, total: Node, weight: Node | None, axis: int) -> 
     return b.div(b.sub(b.mul(total, b.sum_(weight)), weighted), float(classes))
 
 
+@in_single
 def nll_loss(
     x: Node,
     target: Node,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tinyc.composites.elementwise import rsqrt
 from tinyc.composites.reductions import count, mean, var_mean
+from tinyc.composites.single import single
 from tinyc.diagnostics import DTypeError, ShapeError
 from tinyc.ir import build as b
 from tinyc.ir.dtype import finfo
@@ -25,6 +27,9 @@ def layer_norm(
 
     The last axes are `normalized_shape`, which is the shape of weight and bias too.
     """
+    if x.dtype.is_half:
+        wide = (single(x), normalized_shape, single(weight), single(bias), eps)
+        return b.cast(layer_norm(*wide), x.dtype)
     axes = _normalized_axes("layer_norm", x, normalized_shape, weight, bias)
     var, mu = var_mean(x, axes, correction=0, keepdims=True)
     y = b.mul(b.sub(x, mu), rsqrt(b.add(var, eps)))
@@ -47,9 +52,11 @@ def rms_norm(
     """
     axes = _normalized_axes("rms_norm", x, normalized_shape, weight, None)
     if not x.dtype.is_float:
-        fail(DTypeError, "rms_norm", "the input is no float", (x,), "it is f32 or f64", "cast it")
+        fail(DTypeError, "rms_norm", "the input is no float", (x,), "it is a float", "cast it")
     if eps is None:
         eps = finfo(x.dtype).eps
+    if x.dtype.is_half:
+        return b.cast(rms_norm(single(x), normalized_shape, single(weight), eps), x.dtype)
     y = b.mul(x, rsqrt(b.add(mean(b.mul(x, x), axes, keepdims=True), eps)))
     return y if weight is None else b.mul(y, weight)
 
@@ -95,6 +102,9 @@ def batch_norm(
     """
     if len(x.shape) < 2:
         fail(ShapeError, "batch_norm", "there is no axis 1 of channels", (x,), "it is [N, C, ...]")
+    if x.dtype.is_half:
+        return _batch_norm_of_halves(x, running_mean, running_var, weight, bias, training, momentum,
+                                     eps)  # fmt: skip
     if not training and running_mean is not None and running_var is not None:
         y = _scale_shift(x, running_mean, running_mean, running_var, weight, bias, eps)
         return BatchNorm(y, running_mean, running_var)
@@ -110,6 +120,17 @@ def batch_norm(
     return BatchNorm(
         y, _moved(running_mean, b.detach(mu), momentum), _moved(running_var, unbiased, momentum)
     )
+
+
+def _batch_norm_of_halves(
+    x: Node, running_mean: Node | None, running_var: Node | None, *rest: Any
+) -> BatchNorm:
+    """Return the same computed in f32, rounded to what each of them was."""
+    old = (running_mean, running_var)
+    found = batch_norm(*map(single, (x, *old, *rest)))
+    new = [f if f is None or o is None else b.cast(f, o.dtype)
+           for f, o in zip((found.running_mean, found.running_var), old)]  # fmt: skip
+    return BatchNorm(b.cast(found.y, x.dtype), *new)
 
 
 def _moved(running: Node, new: Node, momentum: float | Node) -> Node:
@@ -154,4 +175,5 @@ def dropout(x: Node, p: float, bits: Node) -> Node:
     if p == 1:
         return b.full(x.shape, 0, x.dtype)
     dropped = b.lt(bits, min(round(p * 2**32), 2**32 - 1))
-    return b.where(dropped, 0, b.mul(x, 1 / (1 - p)))
+    kept = b.cast(b.mul(single(x), 1 / (1 - p)), x.dtype)
+    return b.where(dropped, 0, kept)

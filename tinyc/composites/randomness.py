@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from tinyc.ir import build as b
-from tinyc.ir.dtype import DType, f32, f64, i32, i64, u32, u64
+from tinyc.ir.dtype import DType, f16, f32, f64, i32, i64, u32, u64
 from tinyc.ir.node import Node
 
 Word = Node | int
@@ -68,11 +68,15 @@ def bits(key: tuple[Word, Word], counter: Word, shape: Sequence[int]) -> Node:
 def uniform(
     key: tuple[Word, Word], counter: Word, shape: Sequence[int], dtype: DType = f32
 ) -> Node:
-    """Return uniform floats in [0, 1): 24 random bits for f32, 53 for f64."""
+    """Return uniform floats in [0, 1): 24 random bits for f32, 53 for f64, 11 and 8 for halves."""
     if dtype is f64:
         high, low = words(key, counter, shape)
         wide = b.or_(b.shl(b.cast(high, u64), 32), b.cast(low, u64))
         return b.mul(b.cast(b.shr(wide, 11), f64), 2.0**-53)
+    if dtype.is_half:
+        digits = 11 if dtype is f16 else 8
+        drawn = b.cast(b.shr(bits(key, counter, shape), 32 - digits), i32)
+        return b.cast(b.mul(b.cast(drawn, f32), 2.0**-digits), dtype)
     return _unit(bits(key, counter, shape))
 
 
@@ -92,7 +96,8 @@ def normal(key: tuple[Word, Word], counter: Word, shape: Sequence[int], dtype: D
         smallest = 2.0**-24
     # In (0, 1], for the logarithm.
     radius = b.add(radius, smallest)
-    return b.mul(b.sqrt(b.mul(b.log(radius), -2.0)), b.cos(b.mul(turn, 2 * math.pi)))
+    found = b.mul(b.sqrt(b.mul(b.log(radius), -2.0)), b.cos(b.mul(turn, 2 * math.pi)))
+    return b.cast(found, dtype)
 
 
 def randint(

@@ -10,6 +10,7 @@ import math
 
 from tinyc.composites.axes import Axes, count, many_axes, one_axis
 from tinyc.composites.elementwise import reversed_order
+from tinyc.composites.single import in_single
 from tinyc.ir import build as b
 from tinyc.ir.dtype import DType, bool_, f32, i32, i64, u8
 from tinyc.ir.node import Node
@@ -20,12 +21,14 @@ def sum_(x: Node, axis: Axes = None, keepdims: bool = False) -> Node:
     return b.sum_(x, many_axes("sum", x, axis), keepdims)
 
 
+@in_single
 def mean(x: Node, axis: Axes = None, keepdims: bool = False) -> Node:
     """Return the mean; of integers an f32; of no elements NaN."""
     axes = many_axes("mean", x, axis)
     return b.div(b.sum_(x, axes, keepdims), float(count(x, axes)))
 
 
+@in_single
 def var_mean(
     x: Node, axis: Axes = None, correction: float = 1, keepdims: bool = False
 ) -> tuple[Node, Node]:
@@ -86,6 +89,7 @@ def var(x: Node, axis: Axes = None, correction: float = 1, keepdims: bool = Fals
     return var_mean(x, axis, correction, keepdims)[0]
 
 
+@in_single
 def std(x: Node, axis: Axes = None, correction: float = 1, keepdims: bool = False) -> Node:
     """Return the square root of the variance."""
     return b.sqrt(var(x, axis, correction, keepdims))
@@ -174,6 +178,7 @@ def shift_by_max(name: str, x: Node, axis: int) -> tuple[Node, tuple[int, ...]]:
     return b.sub(x, b.detach(b.max_(x, axes, keepdims=True))), axes
 
 
+@in_single
 def softmax(x: Node, axis: int = -1) -> Node:
     """Return exp(x) over its sum along the axis; NaN for a row of -inf, as in PyTorch."""
     shifted, axes = shift_by_max("softmax", x, axis)
@@ -181,12 +186,14 @@ def softmax(x: Node, axis: int = -1) -> Node:
     return b.div(e, b.sum_(e, axes, keepdims=True))
 
 
+@in_single
 def log_softmax(x: Node, axis: int = -1) -> Node:
     """Return log(softmax(x)), finite for any finite x; NaN for a row of -inf, as in PyTorch."""
     shifted, axes = shift_by_max("log_softmax", x, axis)
     return b.sub(shifted, b.log(b.sum_(b.exp(shifted), axes, keepdims=True)))
 
 
+@in_single
 def logsumexp(x: Node, axis: Axes = -1, keepdims: bool = False) -> Node:
     """Return log(sum(exp(x))) without overflow; -inf for a row of -inf or of nothing."""
     x = x if x.dtype.is_float else b.cast(x, f32)

@@ -224,7 +224,7 @@ def _power(x: Node, exponent: Scalar) -> Node | None:
         x = cast(x, i64) if x.dtype is bool_ else x
         return _repeated(x, exponent)
     if exponent in (1, 2, 3):
-        return _repeated(x, int(exponent))
+        return cast(_repeated(cast(x, x.dtype.wide), int(exponent)), x.dtype)
     if exponent == -1:
         return div(1.0, x)
     return sqrt(x) if exponent == 0.5 else None

@@ -13,7 +13,7 @@ from tinyc.ir.evaluate import ARITHMETIC
 from tinyc.ir.node import Node, node, toposort, with_sources
 from tinyc.ir.ops import Op
 
-AFFINE_VIEWS = (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE, Op.WINDOW)
+VIEWS = (Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.SLICE, Op.WINDOW, Op.PAD)
 
 
 def widen(outputs: Sequence[Node]) -> tuple[Node, ...]:
@@ -73,7 +73,7 @@ def cast_last(x: Node, like: Node) -> Node:
     """views(cast(half)) -> cast(views(half))"""
     views: list[Node] = []
     below = x
-    while below.op in AFFINE_VIEWS:
+    while below.op in VIEWS:
         views.append(below)
         below = below.src[0]
     if not views or not is_widening(below):

@@ -63,6 +63,7 @@ class Lease:
         return {
             "shape": self._shape,
             "typestr": self._dtype.np.str,
+            "descr": self._dtype.np.descr,
             "data": (self._block.address, False),
             "version": 3,
         }

@@ -231,6 +231,10 @@ class Tensor(Operations, Views, Writing, Creation):
         """Return the values in a dtype that numpy calculates with: halves as f32."""
         return numbers(array_of(self), self.dtype)
 
+    def _printed(self) -> np.ndarray:
+        """Return the values as numpy prints them."""
+        return self._numbers() if self.dtype is bf16 else array_of(self)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.dtype is bf16 and dtype is not None and np.dtype(dtype).kind in "biufc":
             return self._numbers().astype(dtype)
@@ -310,7 +314,7 @@ class Tensor(Operations, Views, Writing, Creation):
         if state.capturing.trace is not None:
             pending = sum(OPS[n.op].family not in ("leaf", "view") for n in toposort([self.node]))
             return f"{name}({what}, lazy: {pending} operations pending)"
-        values = np.array2string(_short(self._numbers(), self.dtype), separator=", ", prefix=name + "(")
+        values = np.array2string(self._printed(), separator=", ", prefix=name + "(")
         return f"{name}({values}, {what})"
 
     def _repr_html_(self) -> str:
@@ -320,7 +324,7 @@ class Tensor(Operations, Views, Writing, Creation):
         figures += ["requires_grad"] if self.requires_grad else []
         if state.capturing.trace is not None:
             return markup.card(type(self).__name__, [*figures, "lazy"])
-        values = np.array2string(_short(self._numbers(), self.dtype), separator=", ", threshold=200)
+        values = np.array2string(self._printed(), separator=", ", threshold=200)
         return markup.card(type(self).__name__, figures, markup.pre(values))
 
     def __reduce__(self) -> Any:
@@ -612,11 +616,6 @@ def as_bfloat16(array: np.ndarray, name: str) -> np.ndarray:
             " pip install 'tinyc[bf16]', or use .float() first"
         ) from None
     return array.view(bfloat16)
-
-
-def _short(array: np.ndarray, dtype: DType) -> np.ndarray:
-    """Return numbers to print: of halves with the digits that they have."""
-    return array.astype(np.float16) if dtype is f16 else array
 
 
 def _plain(value: Any) -> np.ndarray:
