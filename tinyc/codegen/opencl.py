@@ -43,6 +43,7 @@ DIALECT = """\
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
 #endif
 #define _Bool bool
+typedef half tc_f16;
 #define half tc_half
 #define __builtin_inff() as_float(0x7f800000u)
 #define __builtin_inf() as_double(0x7ff0000000000000ul)
@@ -197,20 +198,44 @@ def initials(spaces: tuple[str, ...]) -> str:
     return "".join(s.strip("_")[0] for s in spaces)
 
 
+def loaded(dtype: str, lanes: int, space: str) -> str:
+    """The text that loads a vector of f32 or f64 from {at}; halves are widened."""
+    if dtype == "f16":
+        return f"vload_half{lanes}(0, ({space} const tc_f16 *)({{at}}))"
+    if dtype == "bf16":
+        return f"as_float{lanes}(convert_uint{lanes}(vload{lanes}(0, {{at}})) << 16)"
+    return f"vload{lanes}(0, {{at}})"
+
+
+def number(dtype: str, space: str) -> str:
+    """The text that loads one number from {at}."""
+    if dtype == "f16":
+        return f"vload_half(0, ({space} const tc_f16 *)({{at}}))"
+    return "tc_widen_bf16(*({at}))" if dtype == "bf16" else "*({at})"
+
+
+def vector_name(ctype: str) -> str:
+    """What vectors of a type are called, but for their length."""
+    return "u" + ctype.removeprefix("unsigned ") if ctype.startswith("unsigned ") else (
+        ctype.removeprefix("signed "))
+
+
 def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
     """The register tile: height x (width / lanes) accumulators of `lanes` numbers each, which are
     added to the tile after `many` steps of the outermost loop."""
     t, lanes = TYPES[stmt.tile.dtype.name], stmt.lanes
+    ta, tb = (TYPES[x.dtype.name] for x in (stmt.a, stmt.b))
+    one, row = number(stmt.a.dtype.name, spaces[0]), loaded(stmt.b.dtype.name, lanes, spaces[1])
     v, load, store = f"{t}{lanes}", f"vload{lanes}(0, ", f"vstore{lanes}("
     rows, cols = range(stmt.height), range(stmt.width // lanes)
     sums = [(f"c{i}_{j}", f"tile + {i} * apart + {j * lanes}") for i in rows for j in cols]
     lines = [
         f"static void {name}(",
         "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
-        f"    {spaces[0]} const {t} *a, const long *row, {spaces[1]} const {t} *b, long step,",
+        f"    {spaces[0]} const {ta} *a, const long *row, {spaces[1]} const {tb} *b, long step,",
         f"    {spaces[2]} {t} *tile, long apart, long more) {{",
         f"  {v} " + ", ".join(c for c, _ in sums) + ";",
-        f"  {spaces[0]} const {t} " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
+        f"  {spaces[0]} const {ta} " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         "  for (long k2 = 0; k2 < n2; more = 1) {",
         "    const long stop = k2 + many < n2 ? k2 + many : n2;",
         "    " + " ".join(f"{c} = ({v})(0);" for c, _ in sums),
@@ -218,8 +243,8 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
         "      for (long k1 = 0; k1 < n1; k1++) {",
         "        long o = k2 * s2 + k1 * s1;",
         "        for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
-        *(f"          const {v} b{j} = {load}b + {j * lanes});" for j in cols),
-        *(f"          {{ const {v} x = ({v})(a{i}[o]); "
+        *(f"          const {v} b{j} = {row.format(at=f'b + {j * lanes}')};" for j in cols),
+        *(f"          {{ const {v} x = ({v})({one.format(at=f'a{i} + o')}); "
           + " ".join(f"c{i}_{j} = fma(x, b{j}, c{i}_{j});" for j in cols) + " }" for i in rows),
         "        }",
         "      }",
@@ -236,19 +261,26 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
 def pack_function(name: str, stmt: MicroPack, spaces: tuple[str, str]) -> str:
     """to[k*width + j] = b[column[j] + k], in squares of lanes x lanes, a row a load."""
     t, lanes = TYPES[stmt.storage.dtype.name], stmt.lanes
+    same = stmt.b.dtype is stmt.storage.dtype
+    source = TYPES[stmt.b.dtype.name]
+    kind = "" if same else stmt.b.dtype.name
+    vector = vector_name(t)
+    row, one = loaded(kind, lanes, spaces[0]), number(kind, spaces[0])
     rows = range(lanes)
     lines = [
-        f"static void {name}(long n, long width, {spaces[0]} const {t} *b, const long *column,",
+        f"static void {name}(long n, long width, {spaces[0]} const {source} *b, const long *column,",
         f"    {spaces[1]} {t} *to) {{",
         f"  for (long j = 0; j < width; j += {lanes}, column += {lanes}, to += {lanes}) {{",
         "    long k = 0;",
         f"    for (; k + {lanes} <= n; k += {lanes}) {{",
-        *(f"      const {t}{lanes} r{i} = vload{lanes}(0, b + column[{i}] + k);" for i in rows),
-        *(f"      vstore{lanes}(({t}{lanes})(" + ", ".join(f"r{i}.s{k:x}" for i in rows)
+        *(f"      const {vector}{lanes} r{i} = {row.format(at=f'b + column[{i}] + k')};"
+          for i in rows),
+        *(f"      vstore{lanes}(({vector}{lanes})(" + ", ".join(f"r{i}.s{k:x}" for i in rows)
           + f"), 0, to + (k + {k}) * width);" for k in rows),
         "    }",
         "    for (; k < n; k++)",
-        f"      for (long i = 0; i < {lanes}; i++) to[k * width + i] = b[column[i] + k];",
+        f"      for (long i = 0; i < {lanes}; i++) "
+        f"to[k * width + i] = {one.format(at='b + column[i] + k')};",
         "  }",
         "}",
     ]
