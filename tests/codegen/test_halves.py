@@ -1,4 +1,4 @@
-"""f16 and bf16 in generated code: every conversion, every operator, products, and what is stored."""
+"""f16 and bf16 in generated code: every conversion, every operator, products, what is stored."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ MATH = (Op.EXP, Op.LOG, Op.SQRT, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.NEG, Op.FLO
 PAIRS = (Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAX, Op.IDIV, Op.MOD, Op.LT, Op.EQ)
 
 
+def devices() -> list[str]:
+    found = ["cpu"] if config.current().device == "cpu" else []
+    try:
+        get_device("opencl")
+        found.append("opencl")
+    except DeviceError:
+        pass
+    return found
+
+
 def halves(dtype: d.DType, *arrays: np.ndarray) -> tuple[list[Node], dict[int, np.ndarray]]:
     """Buffers of halves with these values."""
     return buffers(*[d.stored(a, dtype) for a in arrays])
@@ -36,12 +46,12 @@ def every(dtype: d.DType) -> np.ndarray:
 
 def between(dtype: d.DType) -> np.ndarray:
     """f32 at, and to both sides of, the middles between neighbours, and what is special."""
-    finite = d.numbers(every(dtype), dtype).astype(np.float64)
-    finite = np.sort(finite[np.isfinite(finite)])
+    finite = d.numbers(every(dtype), dtype)
+    finite = np.sort(finite[np.isfinite(finite)]).astype(np.float64)
     middles = ((finite[1:] + finite[:-1]) / 2).astype(np.float32)
     sides = [np.nextafter(middles, np.float32(x)) for x in (np.inf, -np.inf)]
-    bits = [0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0, 0x80000000, 1, 0x7F7FFFFF,
-            0x477FEFFF, 0x477FF000, 0x33000000, 0x33000001, 0x7F7F7FFF, 0x7F7F8000]
+    bits = [0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0, 0x80000000, 1,
+            0x7F7FFFFF, 0x477FEFFF, 0x477FF000, 0x33000000, 0x33000001, 0x7F7F7FFF, 0x7F7F8000]
     return np.concatenate([middles, *sides, np.array(bits, np.uint32).view(np.float32)])
 
 
@@ -63,16 +73,6 @@ def within_a_step(outputs: Sequence[Node], got: Sequence[np.ndarray],
         x, y = (d.numbers(a, out.dtype) for a in (mine, want))
         info = d.finfo(out.dtype)
         np.testing.assert_allclose(x, y, info.eps, info.tiny * info.eps, err_msg=out.op.value)
-
-
-def devices() -> list[str]:
-    found = ["cpu"] if config.current().device == "cpu" else []
-    try:
-        get_device("opencl")
-        found.append("opencl")
-    except DeviceError:
-        pass
-    return found
 
 
 @HALVES
@@ -132,10 +132,33 @@ def test_products(dtype: d.DType, sizes: tuple[int, int, int]) -> None:
     m, k, n = sizes
     (x, y, z, w), memory = halves(dtype, floats(m, k), floats(k, n, seed=1), floats(n, k, seed=2),
                                   floats(m, n, seed=3))
-    outputs = [linear.matmul(x, y), linear.linear(x, z), linear.matmul(b.permute(x, (1, 0)), w),
-               linear.matmul(b.cast(x, d.f32), b.cast(y, d.f32)), b.sum_(b.mul(x, x), (1,)),
-               linear.matmul(b.mul(x, 2.0), activation.relu(y))]
+    outputs = products(x, y, z, w)
     close(outputs, native(outputs, memory), memory)
+
+
+def products(x: Node, y: Node, z: Node, w: Node) -> list[Node]:
+    """Of operands in place, packed and transposed, and of what is computed."""
+    return [linear.matmul(x, y), linear.linear(x, z), linear.matmul(b.permute(x, (1, 0)), w),
+            linear.matmul(b.cast(x, d.f32), b.cast(y, d.f32)), b.sum_(b.mul(x, x), (1,)),
+            linear.matmul(b.mul(x, 2.0), activation.relu(y))]
+
+
+@HALVES
+@pytest.mark.skipif("opencl" not in devices(), reason="needs an OpenCL driver")
+def test_products_on_opencl(dtype: d.DType) -> None:
+    arrays = floats(37, 50), floats(50, 64, seed=1), floats(64, 50, seed=2), floats(37, 64, seed=3)
+    nodes, memory = halves(dtype, *arrays)
+    nodes = [b.buffer(n.attrs[0], 0, n.shape, dtype, "opencl") for n in nodes]
+    outputs = [*products(*nodes), reductions.softmax(nodes[0]), b.materialize(nodes[1])]
+    close(outputs, Compiled(outputs, device="opencl")(memory), memory)
+
+
+@HALVES
+def test_products_interpreted(dtype: d.DType) -> None:
+    nodes, memory = halves(dtype, floats(9, 20), floats(20, 16, seed=1), floats(16, 20, seed=2),
+                           floats(9, 16, seed=3))
+    outputs = products(*nodes)
+    close(outputs, interpreted(outputs, memory), memory)
 
 
 @HALVES

@@ -36,7 +36,7 @@ EMULATOR = "qemu-aarch64"
 
 def updated(loss: Node, weights: list[Node]) -> list[Node]:
     """A loss, and weights moved against its gradient."""
-    found = vjp([loss], [b.full((), 1.0)], weights)
+    found = vjp([loss], [b.full((), 1.0, loss.dtype)], weights)
     return [loss, *(b.assign(w, b.sub(w, b.mul(g, 0.1))) for w, g in zip(weights, found) if g)]
 
 

@@ -191,7 +191,7 @@ ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 
 
 def edges_of(d: dt.DType) -> np.ndarray:
-    """f32 around every number of a half and around the middles between them, and what is special."""
+    """f32 at and around the middles between neighbours, and what is special."""
     finite = dt.numbers(ALL_BITS.view(d.np), d)
     finite = np.sort(finite[np.isfinite(finite)]).astype(np.float64)
     middles = ((finite[1:] + finite[:-1]) / 2).astype(np.float32)

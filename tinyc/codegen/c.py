@@ -188,8 +188,10 @@ class CScope(Scope):
         """The name of the register tile, which the program then has."""
         key = (stmt.tile.dtype.name, stmt.a.dtype.name, stmt.b.dtype.name, stmt.height, stmt.lanes,
                stmt.width)
-        for half in (x.dtype.name for x in (stmt.a, stmt.b) if x.dtype.is_half):
-            self.uses_half(half)
+        if stmt.a.dtype.is_half:
+            self.converter("widen", stmt.a.dtype)
+        if stmt.b.dtype.is_half and stmt.lanes == 1:
+            self.converter("widen", stmt.b.dtype)
         self.owner.tiles[key] = None
         return tile_name(*key)
 
@@ -197,7 +199,7 @@ class CScope(Scope):
         """The name of the transposing copy, which the program then has."""
         key = (stmt.b.dtype.name, stmt.storage.dtype.name, stmt.lanes)
         if stmt.b.dtype is not stmt.storage.dtype:
-            self.uses_half(stmt.b.dtype.name)
+            self.converter("widen", stmt.b.dtype)
         self.owner.packs[key] = None
         return pack_name(*key)
 

@@ -237,7 +237,7 @@ class Worker:
         for _ in self.points((*stmt.rows, *stmt.cols), limits):
             total = np.zeros((), dtype)
             for _ in self.points(stmt.depth, limits):
-                total = total + self.number(stmt.a) * self.number(stmt.b)
+                total = total + self.widened(stmt.a) * self.widened(stmt.b)
             self.array(stmt.tile)[0] = total
             self.block(stmt.body)
 
@@ -258,7 +258,7 @@ class Worker:
         for i in range(stmt.height):
             self.require(stmt.tile, at, at + stmt.width)
             self.variables[stmt.row] = min(first + i, stmt.row.extent - 1)
-            row = [self.number(stmt.a) for _ in self.points(stmt.depth, limits)]
+            row = [self.widened(stmt.a) for _ in self.points(stmt.depth, limits)]
             old = tile[at:at + stmt.width]
             total = (np.array(row, np.float64) @ columns + (old if more else 0)).astype(tile.dtype)
             for j in range(stmt.width if self.watchers and stmt.tile.role != "tile" else 0):
@@ -284,7 +284,7 @@ class Worker:
         packed = self.array(stmt.storage)
         for j in range(stmt.width):
             self.variables[stmt.column] = min(first + j, stmt.column.extent - 1)
-            value = self.value if stmt.b.dtype is stmt.storage.dtype else self.number
+            value = self.value if stmt.b.dtype is stmt.storage.dtype else self.widened
             for k, _ in enumerate(self.points(stmt.depth)):
                 packed[at + k * stmt.width + j] = value(stmt.b)
 
@@ -300,7 +300,7 @@ class Worker:
             computed[id(e)] = self.scalar(e, computed)
         return computed[id(root)]
 
-    def number(self, root: Expr) -> Any:
+    def widened(self, root: Expr) -> Any:
         """The value of an expression as a number; halves are widened."""
         return numbers(np.asarray(self.value(root)), root.dtype)[()]
 

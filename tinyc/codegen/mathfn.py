@@ -63,7 +63,7 @@ def _add_helpers(names: tuple[str, ...], pieces: dict[str, str]) -> None:
 # -- helpers -------------------------------------------------------------------------------------
 
 # Out of line, one call would keep its whole loop from becoming vector code.
-INLINE = "#define TC_INLINE static inline __attribute__((always_inline))\n"
+INLINE = "#define TC_INLINE static inline __attribute__((always_inline, unused))\n"
 
 SYMBOL = """\
 #ifdef __APPLE__
@@ -211,10 +211,78 @@ def _two_over_pi_table() -> str:
     return "static const double tc_two_over_pi[212] = {\n" + "".join(rows) + "};\n"
 
 
+# Halves are kept as their bits. Both ways between them and f32 without a branch, so that loops
+# around them become vector code: what a shift does, what a subtraction of the smallest normal
+# number makes normal, and infinities and NaN. Rounded to nearest even; NaN stays NaN, and quiet.
+# The method for f16 is known from F. Giesen's "half_to_float" and "float_to_half", 2012.
+WIDEN_BF16 = """\
+TC_INLINE float tc_widen_bf16(unsigned short h) { return tc_from_bits_f32((unsigned)h << 16); }
+"""
+
+NARROW_BF16 = """\
+TC_INLINE unsigned short tc_narrow_bf16(float x) {
+  unsigned b = tc_bits_f32(x);
+  unsigned near = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  return (unsigned short)((b & 0x7fffffffu) > 0x7f800000u ? (b >> 16) | 0x40u : near);
+}
+"""
+
+# The half next to an f32, as f32.
+ROUND_BF16 = """\
+TC_INLINE float tc_round_bf16(float x) {
+  unsigned b = tc_bits_f32(x);
+  unsigned near = (b + 0x7fffu + ((b >> 16) & 1u)) & 0xffff0000u;
+  return tc_from_bits_f32((b & 0x7fffffffu) > 0x7f800000u ? b : near);
+}
+"""
+
+# A choice is made by masks: of conditions compilers make branches that depend on each other, and
+# then no vectors.
+CHOSEN = """\
+TC_INLINE unsigned tc_chosen(unsigned yes, unsigned no, int condition) {
+  unsigned mask = -(unsigned)condition;
+  return (yes & mask) | (no & ~mask);
+}
+"""
+
+WIDEN_F16 = """\
+TC_INLINE float tc_widen_f16(unsigned short h) {
+  unsigned o = ((h & 0x7fffu) << 13) + 0x38000000u, e = h & 0x7c00u;
+  unsigned small = tc_bits_f32(tc_from_bits_f32(o + 0x00800000u) - 0x1p-14f);
+  o = tc_chosen(small, o + (0x38000000u & -(unsigned)(e == 0x7c00u)), e == 0u);
+  return tc_from_bits_f32(o | ((h & 0x8000u) << 16));
+}
+"""
+
+NARROW_F16 = """\
+TC_INLINE unsigned short tc_narrow_f16(float x) {
+  unsigned b = tc_bits_f32(x), sign = b & 0x80000000u;
+  b ^= sign;
+  unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f) - 0x3f000000u;
+  unsigned near = (b + 0xc8000fffu + ((b >> 13) & 1u)) >> 13;
+  unsigned large = 0x7c00u | (0x0200u & -(unsigned)(b > 0x7f800000u));
+  unsigned o = tc_chosen(large, tc_chosen(small, near, b < 0x38800000u), b >= 0x47800000u);
+  return (unsigned short)(o | (sign >> 16));
+}
+"""
+
+ROUND_F16 = """\
+TC_INLINE float tc_round_f16(float x) {
+  unsigned b = tc_bits_f32(x), sign = b & 0x80000000u;
+  b ^= sign;
+  unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f - 0.5f);
+  unsigned near = (b + 0xfffu + ((b >> 13) & 1u)) & 0xffffe000u;
+  unsigned o = tc_chosen(small, near, b < 0x38800000u);
+  o = tc_chosen(0x7f800000u, o, o >= 0x47800000u);
+  return tc_from_bits_f32(sign | tc_chosen(b, o, b > 0x7f800000u));
+}
+"""
+
 HELPERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "symbol": (SYMBOL, ()),
     "bits_f32": (BITS_F32, ()),
     "bits_f64": (BITS_F64, ()),
+    "chosen": (CHOSEN, ()),
     "exp_reduce_f32": (EXP_REDUCE_F32, ("bits_f32",)),
     "exp_poly_f32": (EXP_POLY_F32, ()),
     "pow2_f32": (POW2_F32, ("bits_f32",)),
@@ -450,58 +518,8 @@ def external(function: str, ctype: str, arity: int) -> str:
             f'__asm__(TC_SYMBOL("{function}")) __attribute__((const));\n')
 
 
-# Halves are kept as their bits. Both ways between them and f32 without a branch, so that loops
-# around them become vector code: what a shift does, what a subtraction of the smallest normal
-# number makes normal, and infinities and NaN. Rounded to nearest even; NaN stays NaN, and quiet.
-# The method for f16 is known from F. Giesen's "half_to_float" and "float_to_half", 2012.
-CAST_BF16 = """\
-TC_INLINE float tc_widen_bf16(unsigned short h) { return tc_from_bits_f32((unsigned)h << 16); }
-TC_INLINE unsigned short tc_narrow_bf16(float x) {
-  unsigned b = tc_bits_f32(x);
-  unsigned near = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
-  return (unsigned short)((b & 0x7fffffffu) > 0x7f800000u ? (b >> 16) | 0x40u : near);
-}
-TC_INLINE float tc_round_bf16(float x) {
-  unsigned b = tc_bits_f32(x);
-  unsigned near = (b + 0x7fffu + ((b >> 16) & 1u)) & 0xffff0000u;
-  return tc_from_bits_f32((b & 0x7fffffffu) > 0x7f800000u ? b : near);
-}
-"""
-
-# A choice is made by masks: of conditions compilers make branches that depend on each other, and
-# then no vectors.
-CAST_F16 = """\
-TC_INLINE unsigned tc_chosen(unsigned yes, unsigned no, int condition) {
-  unsigned mask = -(unsigned)condition;
-  return (yes & mask) | (no & ~mask);
-}
-TC_INLINE float tc_widen_f16(unsigned short h) {
-  unsigned o = ((h & 0x7fffu) << 13) + 0x38000000u, e = h & 0x7c00u;
-  unsigned small = tc_bits_f32(tc_from_bits_f32(o + 0x00800000u) - 0x1p-14f);
-  o = tc_chosen(small, o + (0x38000000u & -(unsigned)(e == 0x7c00u)), e == 0u);
-  return tc_from_bits_f32(o | ((h & 0x8000u) << 16));
-}
-TC_INLINE unsigned short tc_narrow_f16(float x) {
-  unsigned b = tc_bits_f32(x), sign = b & 0x80000000u;
-  b ^= sign;
-  unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f) - 0x3f000000u;
-  unsigned near = (b + 0xc8000fffu + ((b >> 13) & 1u)) >> 13;
-  unsigned large = 0x7c00u | (0x0200u & -(unsigned)(b > 0x7f800000u));
-  unsigned o = tc_chosen(large, tc_chosen(small, near, b < 0x38800000u), b >= 0x47800000u);
-  return (unsigned short)(o | (sign >> 16));
-}
-TC_INLINE float tc_round_f16(float x) {
-  unsigned b = tc_bits_f32(x), sign = b & 0x80000000u;
-  b ^= sign;
-  unsigned small = tc_bits_f32(tc_from_bits_f32(b) + 0.5f - 0.5f);
-  unsigned near = (b + 0xfffu + ((b >> 13) & 1u)) & 0xffffe000u;
-  unsigned o = tc_chosen(small, near, b < 0x38800000u);
-  o = tc_chosen(0x7f800000u, o, o >= 0x47800000u);
-  return tc_from_bits_f32(sign | tc_chosen(b, o, b > 0x7f800000u));
-}
-"""
-
 _BITS = ("bits_f32",)
+_HALF = ("bits_f32", "chosen")
 _EXP = ("exp_reduce_f32", "exp_poly_f32", "pow2_f32")
 _EXP_F64 = ("exp_reduce_f64", "expm1_poly_f64", "pow2_f64")
 
@@ -524,6 +542,10 @@ MATH: dict[tuple[Op, str], MathFn] = {
     (Op.POW, "f64"): _library(Op.POW, 2),
     (Op.FLOOR, "f64"): _library(Op.FLOOR),
     (Op.SQRT, "f64"): _library(Op.SQRT),
-    (Op.CAST, "bf16"): MathFn("tc_cast_bf16", CAST_BF16, _BITS, False),
-    (Op.CAST, "f16"): MathFn("tc_cast_f16", CAST_F16, _BITS, False),
+    (Op.CAST, "widen_bf16"): MathFn("tc_widen_bf16", WIDEN_BF16, _BITS, False),
+    (Op.CAST, "narrow_bf16"): MathFn("tc_narrow_bf16", NARROW_BF16, _BITS, False),
+    (Op.CAST, "round_bf16"): MathFn("tc_round_bf16", ROUND_BF16, _BITS, False),
+    (Op.CAST, "widen_f16"): MathFn("tc_widen_f16", WIDEN_F16, _HALF, False),
+    (Op.CAST, "narrow_f16"): MathFn("tc_narrow_f16", NARROW_F16, _HALF, False),
+    (Op.CAST, "round_f16"): MathFn("tc_round_f16", ROUND_F16, _HALF, False),
 }

@@ -59,7 +59,8 @@ typedef half tc_f16;
 """
 
 # The names of types that vectors are made of, where they differ.
-VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong"}
+VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong",
+           "f16": "ushort", "bf16": "ushort"}
 
 # Each thread's number replaced by the sum, or maximum, of its group: halves are added until there
 # is one. All threads of the block come here.
@@ -214,12 +215,6 @@ def number(dtype: str, space: str) -> str:
     return "tc_widen_bf16(*({at}))" if dtype == "bf16" else "*({at})"
 
 
-def vector_name(ctype: str) -> str:
-    """What vectors of a type are called, but for their length."""
-    return "u" + ctype.removeprefix("unsigned ") if ctype.startswith("unsigned ") else (
-        ctype.removeprefix("signed "))
-
-
 def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
     """The register tile: height x (width / lanes) accumulators of `lanes` numbers each, which are
     added to the tile after `many` steps of the outermost loop."""
@@ -264,11 +259,12 @@ def pack_function(name: str, stmt: MicroPack, spaces: tuple[str, str]) -> str:
     same = stmt.b.dtype is stmt.storage.dtype
     source = TYPES[stmt.b.dtype.name]
     kind = "" if same else stmt.b.dtype.name
-    vector = vector_name(t)
+    vector = VECTORS.get(stmt.storage.dtype.name, t)
     row, one = loaded(kind, lanes, spaces[0]), number(kind, spaces[0])
     rows = range(lanes)
     lines = [
-        f"static void {name}(long n, long width, {spaces[0]} const {source} *b, const long *column,",
+        f"static void {name}(long n, long width, {spaces[0]} const {source} *b,",
+        "    const long *column,",
         f"    {spaces[1]} {t} *to) {{",
         f"  for (long j = 0; j < width; j += {lanes}, column += {lanes}, to += {lanes}) {{",
         "    long k = 0;",

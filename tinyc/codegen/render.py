@@ -387,18 +387,17 @@ class Scope:
 
     def half(self, text: str, source: DType, dtype: DType) -> str:
         """A half as f32, or f32 as a half: no other casts of halves are left here."""
-        name = dtype.name if dtype.is_half else source.name
-        self.uses_half(name)
         if dtype.is_half:
-            return f"tc_narrow_{name}({text})"
-        narrow = f"tc_narrow_{name}("
+            return f"{self.converter('narrow', dtype)}({text})"
+        narrow = f"tc_narrow_{source.name}("
         if text.startswith(narrow):  # rounded, and computed with further
-            return f"tc_round_{name}({text.removeprefix(narrow)}"
-        return f"tc_widen_{name}({text})"
+            return f"{self.converter('round', source)}({text.removeprefix(narrow)}"
+        return f"{self.converter('widen', source)}({text})"
 
-    def uses_half(self, name: str) -> None:
-        """Note that the program converts halves of this dtype."""
-        self.owner.functions[(Op.CAST, name)] = None
+    def converter(self, what: str, half: DType) -> str:
+        """The name of a function on halves, which the program then has."""
+        self.owner.functions[(Op.CAST, f"{what}_{half.name}")] = None
+        return f"tc_{what}_{half.name}"
 
     # -- indices ---------------------------------------------------------------------------------
 

@@ -27,19 +27,23 @@ MACROS = """\
 #else
 #define TC_HOLD(x)
 #endif
-#define TC_WIDEN_BF16(x) tc_widen_bf16(x)
-#if (defined(__F16C__) || defined(__aarch64__)) && (__GNUC__ >= 12 || __clang_major__ >= 15)
-static inline float tc_half_number(const unsigned short *x) { return *(const _Float16 *)x; }
-#define TC_WIDEN_F16(x) tc_half_number(&(x))
-#else
-#define TC_WIDEN_F16(x) tc_widen_f16(x)
-#endif
 #if defined(__clang__) || __GNUC__ >= 12
 #define TC_SHUFFLE(m, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define TC_SHUFFLE(m, a, b, ...) __builtin_shuffle(a, b, (m){__VA_ARGS__})
 #endif
 """
+
+# One number of f16 by an instruction, where there is one.
+NUMBER_F16 = """\
+#ifndef TC_NUMBER_F16
+#if (defined(__F16C__) || defined(__aarch64__)) && (__GNUC__ >= 12 || __clang_major__ >= 15)
+typedef _Float16 tc_f16 __attribute__((may_alias));
+#define TC_NUMBER_F16(x) (float)*(const tc_f16 *)&(x)
+#else
+#define TC_NUMBER_F16(x) tc_widen_f16(x)
+#endif
+#endif"""
 
 # Bytes of an element, and the whole numbers of as many.
 WIDTHS = {dtype: int(re.sub(r"\D", "", dtype) or 8) // 8 for dtype in TYPES}
@@ -129,12 +133,12 @@ def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: in
     ta, tb = TYPES[a], TYPES[b]
     v = f"tc_v{lanes}{dtype}"
     needs, load = loaded(b, dtype, lanes)
-    number = "{at}" if a == dtype else f"TC_WIDEN_{a.upper()}({{at}})"
+    number = {dtype: "{at}", "f16": "TC_NUMBER_F16({at})", "bf16": "tc_widen_bf16({at})"}[a]
     rows, cols = range(height), range(vectors)
     sums = [f"c{i}_{j}" for i in rows for j in cols]
     places = [f"*({v}u *)(tile + {i} * apart + {j * lanes})" for i in rows for j in cols]
     lines = [
-        *vector_types(dtype, lanes), *needs,
+        *vector_types(dtype, lanes), *needs, *([NUMBER_F16] if a == "f16" else []),
         f"static __attribute__((noinline)) void {tile_name(dtype, a, b, height, lanes, width)}(",
         "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
         f"    const {ta} *a, const long *row, const {tb} *b, long step, {t} *restrict tile, "
