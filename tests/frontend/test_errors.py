@@ -60,7 +60,7 @@ CASES: list[tuple[str, type[Exception], str, Callable[[], object]]] = [
     ("in place dtype", TypeError, "f32 does not fit into i64", lambda: Tensor([1, 2]).add_(0.5)),
     ("load", ValueError, r"an array of shape \(2,\)", lambda: ones(3).load(np.zeros(2))),
     ("write to expanded", TinycError, "stands for several", lambda: ones(1).expand(3).add_(1)),
-    ("dtype", TypeError, "no type is called 'f16'", lambda: tinyc.zeros(2, dtype="f16")),
+    ("dtype", TypeError, "no type is called 'f8'", lambda: tinyc.zeros(2, dtype="f8")),
     ("both names", TypeError, "both dim and axis", lambda: ones(2).sum(0, axis=0)),
     ("device", ValueError, "no device is called 'gpu'", lambda: ones(2).to("gpu")),
     ("new device", ValueError, "no device is called 'gpu'", lambda: Tensor([1.0], device="gpu")),

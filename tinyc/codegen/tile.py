@@ -129,12 +129,11 @@ def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: in
     `a` and `b` are the dtypes of the operands: that of the sums, or halves, which are widened.
     After `many` steps of the outermost loop they begin anew, and are added up in the first cache.
     """
-    t, vectors = TYPES[dtype], width // lanes
-    ta, tb = TYPES[a], TYPES[b]
+    t, ta, tb = (TYPES[kind] for kind in (dtype, a, b))
     v = f"tc_v{lanes}{dtype}"
     needs, load = loaded(b, dtype, lanes)
     number = {dtype: "{at}", "f16": "TC_NUMBER_F16({at})", "bf16": "tc_widen_bf16({at})"}[a]
-    rows, cols = range(height), range(vectors)
+    rows, cols = range(height), range(width // lanes)
     sums = [f"c{i}_{j}" for i in rows for j in cols]
     places = [f"*({v}u *)(tile + {i} * apart + {j * lanes})" for i in rows for j in cols]
     lines = [
@@ -152,17 +151,16 @@ def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: in
         "    for (long k1 = 0; k1 < n1; k1++) {",
         "      long o = k2 * s2 + k1 * s1;",
         "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
-        "        " + " ".join(
-            f"{v} b{j} = {load.format(at=f'b + {j * lanes}')}; TC_PIN(b{j});" for j in cols),
+        "        " + " ".join(f"{v} b{j} = {load.format(at=f'b + {j * lanes}')}; TC_PIN(b{j});"
+                              for j in cols),
     ]
     if height >= MANY_ROWS:
         lines.append("        TC_HOLD(o);")
     for i in rows:
-        lines.append(f"        {{ const {t} x = {number.format(at=f'a{i}[o]')}; "
-                     + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }")
+        products = " ".join(f"c{i}_{j} += x * b{j};" for j in cols)
+        lines.append(f"        {{ const {t} x = {number.format(at=f'a{i}[o]')}; {products} }}")
     lines += ["      }", "    }", *parts_added(v, sums), "  if (more) {"]
-    lines += [f"    {c} += {place};" for c, place in zip(sums, places)]
-    lines.append("  }")
+    lines += [*(f"    {c} += {place};" for c, place in zip(sums, places)), "  }"]
     lines += [f"  {place} = {c};" for c, place in zip(sums, places)]
     return "\n".join([*lines, "}"])
 
