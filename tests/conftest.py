@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+# Ways to generate code, by the fixtures that give a device for each.
+BACKENDS = ("c", "opencl", "blocks", "cuda")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "exhaustive" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    if not has_kernels():
+        for item in items:
+            if marker := item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason=f"no kernels here: {marker.args[0]}"))
     if not HAS_TORCH:
         for item in items:
             if item.get_closest_marker("oracle"):
@@ -53,6 +61,85 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{len(absent)} oracle tests were left out: torch is not installed "
             "(.venv/bin/python -m pip install -e '.[oracle]' adds them)"
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run tests that are marked `cpu` on the cpu device, whatever the others run on.
+
+    Their fixtures, those of whole modules among them, are made there, too.
+    """
+    from tinyc import config
+
+    if item.get_closest_marker("cpu") is None:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch, config.configure(device="cpu"):
+        patch.setenv("TINYC_DEVICE", "cpu")
+        return (yield)
+
+
+def has_kernels() -> bool:
+    """Tell whether tests run on a device whose kernels are compiled."""
+    from tinyc import config
+
+    return config.current().device not in ("numpy", "interpret")
+
+
+@functools.cache
+def opencl_problem() -> str:
+    """Why no OpenCL device can be used, empty where one can."""
+    from tinyc.runtime.device import DeviceError, get_device
+
+    try:
+        get_device("opencl")
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def c() -> str:
+    """The name of the device that runs generated C; tests are left out where there is none."""
+    if not has_kernels():
+        pytest.skip("no C compiler")
+    return "cpu"
+
+
+@pytest.fixture
+def opencl() -> str:
+    """The name of an OpenCL device that is there; tests are left out where there is none."""
+    if opencl_problem():
+        pytest.skip(opencl_problem())
+    return "opencl"
+
+
+@pytest.fixture
+def blocks(opencl: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an OpenCL device that takes itself for a GPU."""
+    from tinyc.ir.program import GPU
+    from tinyc.runtime.device import get_device
+
+    device: Any = get_device("opencl:0")
+    target = replace(GPU, threads=64, shared=16 << 10, chunks=24)
+    monkeypatch.setattr(device.driver, "machine", lambda: target)
+    return device.name
+
+
+@pytest.fixture
+def cuda() -> str:
+    """The name of an emulated CUDA device; tests are left out where nothing can be emulated."""
+    import emulated_cuda
+
+    if emulated_cuda.problem():
+        pytest.skip(emulated_cuda.problem())
+    emulated_cuda.install()
+    return emulated_cuda.NAME
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a device for each way to generate code."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(autouse=True)

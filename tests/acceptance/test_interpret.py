@@ -56,7 +56,7 @@ def training(device: str) -> tuple[list[float], list[tuple[str, ...]]]:
         return losses, [kernel.members for kernel in step.program.kernels]
 
 
-@pytest.mark.skipif(config.source("device") == "environment", reason="needs a C compiler")
+@pytest.mark.cpu("compares with generated C")
 def test_a_training_step_is_the_cpu_s_kernel_for_kernel() -> None:
     losses, kernels = training("interpret")
     wanted, same = training("cpu")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import tinyc
-from tinyc import Tensor, config, jit
+from tinyc import Tensor, jit
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(config.current().device != "cpu", reason="needs a C compiler")
+pytestmark = pytest.mark.cpu("shows C and its compiler")
 
 TRAIN = """
 import tinyc

@@ -15,12 +15,11 @@ import pytest
 import ulps as u
 from running import Compiled, buffers
 
-from tinyc import config
 from tinyc.composites import activation, elementwise
 from tinyc.ir import build as b
 from tinyc.ir.node import Node
 
-pytestmark = pytest.mark.skipif(config.current().device != "cpu", reason="needs a C compiler")
+pytestmark = pytest.mark.cpu("vectors and sums of generated C")
 
 Exact = Callable[[np.ndarray], np.ndarray]
 

@@ -25,7 +25,7 @@ from tinyc.ir.node import Node, canonical_key
 from tinyc.ir.program import CPU, Target
 from tinyc.runtime import host, isa, toolchain
 
-pytestmark = pytest.mark.skipif(config.current().device != "cpu", reason="needs a C compiler")
+pytestmark = pytest.mark.cpu("vector instructions and C compilers")
 
 Graph = tuple[list[Node], dict[int, np.ndarray]]
 HERE = [name for name, i in isa.ISAS.items() if isa.runs_here(i)]

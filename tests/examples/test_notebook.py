@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from tinyc import config
-
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "reading.ipynb"
 pytestmark = [
     pytest.mark.skipif(not NOTEBOOK.exists(), reason="not a checkout: no examples"),
-    pytest.mark.skipif(config.current().device != "cpu", reason="reads generated code"),
+    pytest.mark.cpu("reads generated C"),
 ]
 
 

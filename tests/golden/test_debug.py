@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tinyc import config
 from tinyc.runtime.toolchain import find_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +33,7 @@ if sys.argv[1] != "True":
 runpy.run_path("predict.py", run_name="__main__")
 """
 
-pytestmark = pytest.mark.skipif(config.current().device != "cpu", reason="needs a C compiler")
+pytestmark = pytest.mark.cpu("the page shows C")
 
 
 def output(setting: str, folder: Path, measured: bool = False) -> str:

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tinyc import config
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reading.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```\n\n```(text|text machine)\n(.*?)^```$", re.M | re.S)
@@ -36,7 +34,7 @@ for code in json.load(sys.stdin):
 json.dump(printed, sys.stdout)
 """
 
-pytestmark = pytest.mark.skipif(config.current().device != "cpu", reason="needs a C compiler")
+pytestmark = pytest.mark.cpu("the page shows C")
 
 
 def printed(folder: Path) -> list[str]:

@@ -20,6 +20,8 @@ from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
 from tinyc.runtime.cpu import cgroup_cpus
 
+pytestmark = pytest.mark.cpu("threads of the pool")
+
 
 @tinyc.jit
 def product(x: tinyc.Tensor, y: tinyc.Tensor) -> tinyc.Tensor:

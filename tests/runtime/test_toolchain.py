@@ -250,6 +250,7 @@ def test_a_wrong_cc_is_named_in_a_warning(bin_dir, monkeypatch):
         assert find_compiler().command == (str(bin_dir / "cc"),)
 
 
+@pytest.mark.cpu("the device that has C")
 def test_without_a_compiler_the_default_device_is_numpy(bin_dir, monkeypatch):
     monkeypatch.setattr(config, "source", lambda switch: "default")
     device_module._usable_default.cache_clear()

@@ -17,6 +17,8 @@ from tinyc.ir.choices import RULES, Choices
 from tinyc.runtime import host
 from tinyc.runtime.toolchain import without_comments
 
+pytestmark = pytest.mark.cpu("ways to generate C")
+
 TILE, CHUNKS = Choices(tile=(8, 1)), Choices(chunks=4)
 
 

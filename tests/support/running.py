@@ -45,7 +45,8 @@ def root_uid(out: Node) -> int:
 class Compiled:
     """A graph compiled for a device of this machine, past all caches of programs.
 
-    With `split` even small loops are divided into chunks; `caches` are other sizes than a CPU's.
+    By default that is the device that the tests run on, or the CPU where it compiles nothing. With
+    `split` even small loops are divided into chunks; `caches` are other sizes than a CPU's.
     """
 
     def __init__(
@@ -53,11 +54,14 @@ class Compiled:
         outputs: Sequence[Node],
         fuse: bool = True,
         split: bool = False,
-        device: str = "cpu",
+        device: str | None = None,
         **caches: int,
     ) -> None:
         self.outputs = tuple(outputs)
         self.leaves = canonical_key(outputs)[1]
+        if device is None:
+            chosen = config.current().device
+            device = "cpu" if chosen in ("numpy", "interpret") else chosen
         self.device = get_device(device)
         target = replace(get_device(device).machine(), **caches)
         target = replace(target, serial_work=SPLITTING.serial_work) if split else target

@@ -400,7 +400,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage],
     step = entry(kernels, texts, names, bases, {s: i for i, s in enumerate(slots)})
     used = list(renderer.functions)
     groups = balanced(functions)
-    members = tuple(line_members(k, t) for k, t in zip(kernels, texts))
+    members = tuple(map(line_members, kernels, texts, defined.own))
     if lines:
         texts_by_line = with_lines(kernels, functions, members)
         bodies = divided(groups, texts_by_line, step, SEEN_LINKAGE)
@@ -532,16 +532,18 @@ def pointer_lines(text: KernelText, body: str) -> list[str]:
             for name, s, place in places if name in used]
 
 
-def line_members(kernel: LoopKernel, text: KernelText) -> tuple[str, ...]:
-    """The member that each line of a kernel's text belongs to, empty for what is nobody's."""
+def line_members(kernel: LoopKernel, text: KernelText, function: str) -> tuple[str, ...]:
+    """The member that each line of a kernel's function belongs to, empty for what is nobody's."""
     owners = Owners(kernel, text.lengths)
-
-    def function(body: tuple[Stmt, ...], written: str, declared: int) -> list[str]:
-        before = len(FUNCTION_HEAD) + len(pointer_lines(text, written)) + declared
-        return [*[""] * before, *(owners.lines(body) or [""]), ""]
-
-    finish = function(kernel.finish, text.finish, 0) if text.finish else []
-    return (*function(kernel.body, text.body, text.declared), *finish)
+    members: list[str] = []
+    begin = 0
+    for body, written, declared in ((kernel.body, text.body, text.declared),
+                                    (kernel.finish, text.finish, 0)):
+        begin = function.index(written, begin)
+        before = function.count("\n", 0, begin) + declared
+        members += [""] * (before - len(members)) + owners.lines(body)
+        begin += len(written)
+    return (*members, *[""] * (function.count("\n") + 1 - len(members)))
 
 
 def overwrites(kernel: LoopKernel) -> bool:

@@ -302,7 +302,8 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
     source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
                     max((t.scratch_size for t in texts), default=0),
                     tuple(defined.own), 1,
-                    tuple(line_members(k, t) for (k, _), t in zip(rebased, texts)))
+                    tuple(line_members(k, t, own)
+                          for (k, _), t, own in zip(rebased, texts, defined.own)))
     return source, launches(rebased, texts, names, slots)
 
 

@@ -20,8 +20,11 @@ def kernel_code(program: Program) -> tuple[list[Code], list[dict[str, Any]]]:
 
     Then come the functions that several kernels call, the register tiles: name, source, asm. A
     kernel that runs in one piece may be inlined into the program's step, so an instruction belongs
-    to the kernel whose line it comes from. Empty where there is no disassembler.
+    to the kernel whose line it comes from. Empty where there is no disassembler, and for languages
+    whose drivers keep machine code to themselves.
     """
+    if program.launches:
+        return [[] for _ in program.kernels], []
     functions = instructions(program)
     source = program.source.splitlines()
     kernels = []

@@ -32,9 +32,9 @@ class Recording:
     def note(self, executable: Executable, buffers: Sequence[Buffer]) -> None:
         """Count a run that is about to happen; keep what the first is given.
 
-        Devices that run no machine code have no kernels whose times could be taken.
+        Kernels that Python runs have no times that would tell anything.
         """
-        if not isinstance(executable, NativeExecutable) or not executable.on_pointers:
+        if not isinstance(executable, NativeExecutable) or executable.device == "interpret":
             return
         found = self._known.get(id(executable))
         if found is None:

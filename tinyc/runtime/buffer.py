@@ -36,7 +36,10 @@ class Block:
 
 
 class Lease:
-    """The base of a buffer's array: numpy views hold it, its death gives the block back."""
+    """The base of a buffer's array: numpy views hold it, its death gives the block back.
+
+    Without a block it stands for memory of a device, which is only counted.
+    """
 
     __slots__ = (
         *("__weakref__", "_block", "_dtype", "_nbytes", "_returned", "_shape"),
@@ -45,11 +48,11 @@ class Lease:
 
     def __init__(
         self,
-        block: Block,
+        block: Block | None,
         nbytes: int,
         dtype: DType,
         shape: tuple[int, ...],
-        returned: deque[tuple[Block, int, str]],
+        returned: deque[tuple[Block | None, int, str]],
     ):
         self.category = ""
         self._block = block
@@ -60,6 +63,7 @@ class Lease:
 
     @property
     def __array_interface__(self) -> dict:
+        assert self._block is not None
         return {
             "shape": self._shape,
             "typestr": self._dtype.np.str,
@@ -91,7 +95,7 @@ class Allocator:
         self._peak_bytes = 0
         self._free_bytes = 0
         self._free: dict[int, list[Block]] = {}
-        self._returned: deque[tuple[Block, int, str]] = deque()
+        self._returned: deque[tuple[Block | None, int, str]] = deque()
         self._categories: dict[str, int] = {}
         self._lock = threading.RLock()
 
@@ -148,11 +152,22 @@ class Allocator:
                 self._free_bytes -= size
             else:
                 block = self._new_block(size, dtype, shape)
-            self.allocations += 1
-            self._live_bytes += nbytes
-            if self._live_bytes > self._peak_bytes:
-                self._peak_bytes = self._live_bytes
+            self._count(nbytes)
         return Lease(block, nbytes, dtype, shape, self._returned), block.address
+
+    def counted(self, dtype: DType, shape: tuple[int, ...]) -> Lease:
+        """Count an array on a device as one that is alive as long as what is returned."""
+        nbytes = prod(shape) * dtype.itemsize
+        with self._lock:
+            self._collect()
+            self._count(nbytes)
+        return Lease(None, nbytes, dtype, shape, self._returned)
+
+    def _count(self, nbytes: int) -> None:
+        self.allocations += 1
+        self._live_bytes += nbytes
+        if self._live_bytes > self._peak_bytes:
+            self._peak_bytes = self._live_bytes
 
     def trim(self, keep: int = 0) -> None:
         """Give free blocks back to the system, largest first, until `keep` bytes are left."""
@@ -168,8 +183,9 @@ class Allocator:
             self._live_bytes -= nbytes
             if category:
                 self._categories[category] -= nbytes
-            self._free.setdefault(block.size, []).append(block)
-            self._free_bytes += block.size
+            if block is not None:
+                self._free.setdefault(block.size, []).append(block)
+                self._free_bytes += block.size
         if self._free_bytes > KEEP_FREE and self._free_bytes > self._live_bytes:
             self._trim(max(KEEP_FREE, self._live_bytes) // 2)
 
@@ -326,7 +342,7 @@ class DeviceBuffer(Buffer):
     """The memory of a tensor on a device that is not the host.
 
     `handle` is what the device knows it by, `ptr` a number for it. `array` is a copy of the values
-    that can't be written.
+    that can't be written. `lease` counts it, where it is a tensor's.
     """
 
     __slots__ = ("handle", "owner")
@@ -338,9 +354,10 @@ class DeviceBuffer(Buffer):
         shape: tuple[int, ...],
         handle: Any,
         address: int,
+        lease: Lease | None = None,
     ) -> None:
         nbytes = prod(shape) * dtype.itemsize
-        self._set(owner.name, dtype, shape, nbytes, NOWHERE, address)
+        self._set(owner.name, dtype, shape, nbytes, NOWHERE if lease is None else lease, address)
         self.owner = owner
         self.handle = handle
 

@@ -9,6 +9,7 @@ memory.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +19,8 @@ import numpy as np
 from tinyc.diagnostics import CompileError
 from tinyc.ir.dtype import DType, converted_array, from_numpy, i64, u8
 from tinyc.ir.program import ARENA
-from tinyc.runtime.buffer import Buffer, DeviceBuffer
+from tinyc.runtime import recorder
+from tinyc.runtime.buffer import ALLOCATOR, Buffer, DeviceBuffer, Lease
 from tinyc.runtime.cache import disk_cache, make_key
 
 if TYPE_CHECKING:
@@ -120,9 +122,12 @@ class LaunchDevice:
 
     def alloc(self, dtype: DType, shape: tuple[int, ...]) -> DeviceBuffer:
         """Return an uninitialised buffer; MemoryError tells the shape and the bytes asked for."""
-        return self._buffer(dtype, shape, f"{dtype}[{','.join(map(str, shape))}]")
+        wanted = f"{dtype}[{','.join(map(str, shape))}]"
+        return self._buffer(dtype, shape, wanted, ALLOCATOR.counted(dtype, shape))
 
-    def _buffer(self, dtype: DType, shape: tuple[int, ...], what: str) -> DeviceBuffer:
+    def _buffer(
+        self, dtype: DType, shape: tuple[int, ...], what: str, lease: Lease | None = None
+    ) -> DeviceBuffer:
         nbytes = prod(shape) * dtype.itemsize
         try:
             memory = self.driver.allocate(max(nbytes, 1))
@@ -131,7 +136,7 @@ class LaunchDevice:
                 f"no memory on device {self.name} for {what}: {nbytes:,} bytes asked for, "
                 f"{self.driver.held_bytes():,} bytes are held by live tensors ({last_line(error)})"
             ) from None
-        return DeviceBuffer(self, dtype, shape, memory, self.driver.address(memory))
+        return DeviceBuffer(self, dtype, shape, memory, self.driver.address(memory), lease)
 
     def copy_in(self, buffer: Buffer, array: np.ndarray) -> None:
         """Fill a buffer with the values of an array that broadcasts to its shape."""
@@ -243,6 +248,8 @@ class LaunchExecutable:
             shared = [(slot, device.reserved(slot, size)) for slot, size in self._shared.items()]
             try:
                 self._set_memory([*shared, *enumerate(buffers)])
+                if recorder.active is not None and times is None:
+                    times = np.zeros(len(self.program.kernels) + 1, np.int64)
                 if times is None:
                     self.steps.start()
                 else:
@@ -251,6 +258,8 @@ class LaunchExecutable:
                     self._check(buffers)
             except device.driver.error as error:
                 raise CompileError(f"device {device.name} fails to run: {error}") from None
+            if recorder.active is not None and times is not None:
+                self._record(times, recorder.active)
 
     def _set_memory(self, slots: Sequence[tuple[int, Buffer]]) -> None:
         """Hand on the memories that are others than at the last run."""
@@ -259,6 +268,12 @@ class LaunchExecutable:
             if known.get(slot) != buffer.uid:
                 self.steps.place(slot, buffer.handle)  # type: ignore[attr-defined]
                 known[slot] = buffer.uid
+
+    def _record(self, times: np.ndarray, active: recorder.Recorder) -> None:
+        """Hand a recorder the times of a run, moved from the device's clock to that of the host."""
+        times += time.monotonic_ns() - times[-1]
+        active.is_first(self.program)
+        active.add_run(self.program, times, np.zeros((0, 4), np.int64))
 
     def _check(self, buffers: Sequence[Buffer]) -> None:
         """Wait, and raise the error of an index that was out of range."""

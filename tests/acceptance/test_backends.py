@@ -1,0 +1,63 @@
+"""The same graphs on every kind of device: numbers of the evaluator, kernels and losses of C."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from random_graphs import Graph, assert_same, grow, outputs_of, tolerance
+from running import Compiled, buffers, floats
+from training_steps import benchmarks, case_of
+
+import tinyc
+from tinyc import compiler
+from tinyc.ir import build as b
+from tinyc.ir.evaluate import evaluate
+from tinyc.ir.node import Node
+
+GRAPHS = 40
+
+
+def random_graph(seed: int) -> tuple[Graph, list[Node]]:
+    r = np.random.default_rng(seed)
+    g = Graph(lambda n: int(r.integers(0, n)))
+    g.special = seed % 4 == 0
+    grow(g, 6 + seed % 10)
+    return g, outputs_of(g, 1 + seed % 4)
+
+
+@pytest.mark.parametrize("seed", range(GRAPHS))
+def test_random_graphs_agree_with_the_evaluator(backend, seed):
+    g, outputs = random_graph(seed)
+    want = evaluate(outputs, g.memory)
+    near = tolerance(g, outputs, want)
+    got = Compiled(outputs, split=seed % 2 == 1, device=backend)(g.memory)
+    for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        assert_same(mine, theirs, near, f"output {i} of graph {seed}")
+
+
+@pytest.mark.parametrize("m,k,n", [(70, 50, 40), (3, 300, 65), (130, 17, 33)])
+def test_products_of_all_layouts(backend, m, k, n):
+    (x, u, y, v), memory = buffers(floats(m, k), floats(k, m), floats(k, n), floats(n, k))
+    outputs = [b.contract(left, right, (0, 1), (1, 2), (0, 2)) for left, right in (
+        (x, y), (b.permute(u, (1, 0)), y), (x, b.permute(v, (1, 0))))]
+    found = Compiled(outputs, device=backend)(memory)
+    wide = {uid: array.astype(float) for uid, array in memory.items()}
+    wanted = [wide[1] @ wide[3], wide[2].T @ wide[3], wide[1] @ wide[4].T]
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["opencl", "blocks", "cuda"])
+@pytest.mark.parametrize("name", ["mlp", "lenet64", "gpt_small"])
+def test_training_takes_the_kernels_and_has_the_losses_of_c(request, kind, name, tmp_path):
+    found = []
+    for device in ("cpu", request.getfixturevalue(kind)):
+        with benchmarks(tmp_path), tinyc.device(device), compiler.observe() as runs:
+            case = case_of(name, "tinyc", "jit")
+            with tinyc.device(device):
+                losses = [case.step(i) for i in range(10)]
+        found.append((losses, max(len(run.executable.program.kernels) for run in runs)))
+    (here, kernels), (there, kernels_there) = found
+    assert kernels == kernels_there
+    np.testing.assert_allclose(there, here, rtol=1e-4)
