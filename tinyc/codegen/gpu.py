@@ -19,23 +19,31 @@ from tinyc.codegen.spread import Costs, alone, has_loops
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
+    Alloc,
+    Expr,
     For,
     If,
+    Load,
     LoopKernel,
     Stmt,
     Storage,
+    Store,
     Within,
     limits_of,
     replace_storage,
+    rewrite,
     statements,
     substitute_stmt,
+    transform,
 )
 from tinyc.ir.program import Target
-from tinyc.ir.verify_loops import verify_threads
+from tinyc.ir.verify_loops import shared_storages, verify_threads
 
 Body = tuple[Stmt, ...]
 # Threads that a large GPU runs at once, and its multiprocessors.
 RESIDENT, PROCESSORS = 1 << 18, 132
+# Long shares of a loop are multiples of this.
+SHARE = 64
 # Bytes on the chip that are left for what combines registers.
 FOR_SUMS = 8
 
@@ -183,7 +191,10 @@ def on_grid(parts: Sequence[Division]) -> Body:
 
 def in_chunks(kernel: LoopKernel, body: Body, costs: Costs, target: Target) -> LoopKernel:
     """A kernel whose chunks keep what they have summed: a block for each of them."""
-    body = prepared(tuple(t for s in body for t in in_shares(s, kernel.chunks)))
+    body = tuple(t for s in body for t in in_shares(s, kernel.chunks))
+    for step in (everywhere(columns_outside), from_the_root(keep_sums)):
+        body = step(body)
+    body = sums_on_chip(body, kernel, target)
     best = min(sizes(target), key=lambda n: costs.together(body, n) * max(
         1.0, kernel.chunks * n / RESIDENT))
     return replace(kernel, body=Crew(best, costs).block(body), threads=best)
@@ -200,11 +211,89 @@ def in_shares(stmt: Stmt, chunks: int) -> Body:
         loops = found[0] if found else loops
         n = count(loops)
     share = -(-n // chunks)
+    share = -(-share // SHARE) * SHARE if share > 4 * SHARE else share
     block, inside = Var("block", chunks), Var("share", share)
     limit = None if share * chunks == n else n - Affine.of(block) * share
     at = Affine.of(block) * share + Affine.of(inside)
     body = in_one(loops, 1, at, Var("part", 1))
     return (For(block, (For(inside, body, "serial", limit),), "chunk"),)
+
+
+def columns_outside(stmt: Stmt) -> Body:
+    """Sums of columns go down each column, where that keeps them in registers.
+
+    for r: for j: y[j] += x[r, j]   ->   for j: for r: y[j] += x[r, j]
+    """
+    if not isinstance(stmt, For) or stmt.kind != "serial" or len(stmt.body) != 1:
+        return (stmt,)
+    first = stmt.body[0]
+    found = chain_of(first) if isinstance(first, For) and first.limit is None else None
+    if found is None or found[1].sums or not sums_over(stmt.var, found[0][-1].body):
+        return (stmt,)
+    loops = found[0]
+    turned: Stmt = replace(stmt, body=loops[-1].body)
+    for loop in reversed(loops):
+        turned = replace(loop, body=(turned,))
+    assert isinstance(turned, For)
+    shares = chain_of(turned)
+    return (turned,) if shares is not None and not shares[1].sums else (stmt,)
+
+
+def sums_over(v: Var, body: Body) -> bool:
+    """True if statements without loops add to memory at places that `v` leaves alone."""
+    return all(isinstance(s, (Store, Alloc)) for s in body) and any(
+        isinstance(s, Store) and s.accumulate and s.storage.role not in ("register", "tile")
+        and v not in s.index.free_vars() for s in body)
+
+
+def sums_on_chip(body: Body, kernel: LoopKernel, target: Target) -> Body:
+    """What a chunk sums up in memory of its own is on the chip until it is complete."""
+    found: dict[Storage, list[Affine]] = {}
+    for stmt in statements(body):
+        for storage, index in accesses(stmt):
+            if storage.role == "arena":
+                found.setdefault(storage, []).append(index)
+    adds = {s for stmt in body for s in added_again(stmt, ())}
+    left = target.shared - FOR_SUMS * target.threads - sum(s.nbytes for s in shared_storages(body))
+    for storage, places in found.items():
+        size = storage.size // kernel.chunks
+        mine = all(i.coeff(kernel.chunk) == size for i in places) and size > 1
+        left -= size * storage.dtype.itemsize + 16
+        if storage in adds and mine and left >= 0:
+            body = kept_on_chip(body, storage, Affine.of(kernel.chunk) * size, size)
+    return body
+
+
+def added_again(stmt: Stmt, loops: tuple[Var, ...]) -> Iterator[Storage]:
+    """Memory to whose elements statements add in several iterations of the loops around."""
+    if isinstance(stmt, (For, If)):
+        inner = (*loops, stmt.var) if isinstance(stmt, For) and stmt.kind == "serial" else loops
+        for s in stmt.body:
+            yield from added_again(s, inner)
+    elif isinstance(stmt, Store) and stmt.accumulate and not set(loops) <= stmt.index.free_vars():
+        yield stmt.storage
+
+
+def kept_on_chip(body: Body, storage: Storage, first: Affine, size: int) -> Body:
+    """Statements with a part of a storage in memory on the chip, and a copy of it at their end."""
+    chip = Storage(f"{storage.name}_c", size, storage.dtype, "shared")
+
+    def leaf(e: Expr) -> Expr:
+        if isinstance(e, Load) and e.storage is storage:
+            return Load(chip, e.index - first, e.guard)
+        return e
+
+    def moved(stmt: Stmt) -> Body:
+        if not isinstance(stmt, Store):
+            return (stmt,)
+        stmt = replace(stmt, value=rewrite(stmt.value, leaf, lambda a: a))
+        if stmt.storage is storage:
+            stmt = replace(stmt, storage=chip, index=stmt.index - first)
+        return (stmt,)
+
+    v = Var("kept", size)
+    copy = Store(storage, first + Affine.of(v), Load(chip, Affine.of(v)))
+    return (*transform(body, moved), For(v, (copy,)))
 
 
 # -- the end of a kernel -------------------------------------------------------------------------

@@ -94,9 +94,26 @@ def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
     if not isinstance(root, Loop):
         return grid_chunks(root.stage, target) if root.stage.kind == "contract" else 1
     work = sum(stage_work(s) for t in nest.body for s in stages_of(t))
+    if target.threads > 1:
+        return block_count(nest, root, work, target)
     private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private)
     limit = target.chunks if not private else max(1, (4 << 20) // private)
     return max(1, min(target.chunks, limit, root.var.extent, 2 * work // target.serial_work))
+
+
+# Bytes for the sums that the blocks of threads of a kernel keep.
+BLOCK_SUMS = 8 << 20
+
+
+def block_count(nest: Nest, root: Loop, work: int, target: Target) -> int:
+    """Blocks of threads that keep sums of their own: of other kernels recipes choose how many."""
+    private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private)
+    most = BLOCK_SUMS // private if private else target.chunks
+    points, tree = root.var.extent, root.body
+    while len(nest.stages()) == 1 and len(tree) == 1 and isinstance(tree[0], Loop):
+        points *= tree[0].var.extent
+        tree = tree[0].body
+    return max(1, min(target.chunks, most, points, 4 * work // target.serial_work))
 
 
 # -- trees ---------------------------------------------------------------------------------------

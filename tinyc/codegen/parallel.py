@@ -169,8 +169,10 @@ def limit_of_all(loops: tuple[For, ...], width: int) -> Affine | None:
     limit = loops[0].limit
     if limit is None:
         return None
-    rest = count(loops[1:])
-    return limit * (rest // width) if rest % width == 0 else None
+    vectors = limit * count(loops[1:])
+    if any(k % width for k in (vectors.const, *(k for _, k in vectors.terms))):
+        return None
+    return Affine(vectors.const // width, tuple((a, k // width) for a, k in vectors.terms))
 
 
 def differs_in(stmt: For, variables: set[Var]) -> bool:
