@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.cpu import collapse_all, everywhere, from_the_root, keep_sums
 from tinyc.codegen.crew import Crew
+from tinyc.codegen.gpu_block import schedule_nest
+from tinyc.codegen.gpu_contract import schedule_product
+from tinyc.codegen.gpu_tile import WARP
 from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width
 from tinyc.codegen.products import expand_contractions
 from tinyc.codegen.rebase import accesses
@@ -20,6 +23,7 @@ from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
     Alloc,
+    Contraction,
     Expr,
     For,
     If,
@@ -61,6 +65,19 @@ class Division:
 def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel for blocks of threads."""
     p.number_names()
+    if target.threads >= WARP and any(isinstance(s, Contraction) for s in statements(kernel.body)):
+        made = schedule_product(kernel, target) or schedule_nest(kernel, target)
+        if made.finish is kernel.finish and kernel.finish:
+            made = finished(made, prepared(kernel.finish), Costs(), target)
+        kernel = made
+    else:
+        kernel = loops_on_grid(kernel, target)
+    verify_threads(kernel, target.shared)
+    return kernel
+
+
+def loops_on_grid(kernel: LoopKernel, target: Target) -> LoopKernel:
+    """A kernel of loops for blocks of threads."""
     body = prepared(expand_contractions(kernel.body, kernel.chunks))
     body = on_chip(body, target)
     costs = Costs()
@@ -72,7 +89,6 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
                          chunk=Var("chunk", max(1, best.blocks)))
     if kernel.finish:
         kernel = finished(kernel, prepared(kernel.finish), costs, target)
-    verify_threads(kernel, target.shared)
     return kernel
 
 

@@ -1,0 +1,505 @@
+"""Kernels with contractions among other stages, on GPUs: what the threads of a block do together.
+
+Blocks take iterations of the outermost loops. Inside, statements run one after another, each of
+them divided among the threads: contractions in tiles, loops whose iterations stand alone thread by
+thread or, where there are few long ones, by groups of neighbouring threads, sums by all threads of
+a group. What one thread stores and another one reads lies in memory with a barrier between.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tinyc.codegen.gpu_thin import is_thin, thin
+from tinyc.codegen.gpu_tile import REACH, Part, Shape, both, counts, epilogue, tile_statements
+from tinyc.codegen.primitives import fresh_number, identity, renamed
+from tinyc.ir.cost import elements
+from tinyc.ir.dtype import bool_
+from tinyc.ir.index import Affine, Var, unravel
+from tinyc.ir.loop import (
+    Alloc,
+    Barrier,
+    Combine,
+    Contraction,
+    Expr,
+    For,
+    If,
+    Load,
+    LoopKernel,
+    Stmt,
+    Storage,
+    Store,
+    Within,
+    free_vars,
+    loads_of,
+    replace_storage,
+    rewrite,
+    statements,
+    stored_at,
+    substitute_stmt,
+    transform,
+)
+from tinyc.ir.program import Target
+
+# Tiles of a block that makes several of them, one after another.
+SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 8, 8, 4), Shape(64, 128, 8, 4, 8),
+          Shape(64, 64, 16, 4, 4), Shape(128, 32, 16, 4, 4), Shape(32, 128, 16, 4, 4),
+          Shape(64, 32, 16, 4, 4), Shape(32, 64, 16, 4, 4), Shape(32, 32, 16, 4, 4),
+          Shape(16, 32, 16, 4, 4))
+# A loop of so many iterations inside another one is divided among a group of threads.
+LONG = 16
+# A group has up to so many threads, which on some devices exchange numbers without memory.
+WARP = 32
+VISIBLE = ("slot", "arena", "scratch", "shared")
+ZERO = Affine.const_of(0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring threads that work on one item: how many, the number of one among them, and
+    whether there is an item for them. All threads of a block are a group with one item."""
+
+    size: int
+    lane: Affine
+    valid: tuple[Within, ...] = ()
+
+
+@dataclass
+class Pending:
+    """What threads have touched since all of them have waited: by storage, the indices at which
+    each thread has elements of its own; None: other threads' elements, too."""
+
+    read: dict[Storage, set[Affine | None]] = field(default_factory=dict)
+    written: dict[Storage, set[Affine | None]] = field(default_factory=dict)
+
+    def meets(self, other: Pending) -> bool:
+        """True if one thread may use what another one has stored, or store what it uses."""
+        for s in (*self.written, *other.written):
+            touched = set().union(*[table.get(s, set()) for table in (
+                self.read, self.written, other.read, other.written)])
+            mine = s in self.read or s in self.written
+            if mine and (s in other.read or s in other.written) and (
+                    None in touched or len(touched) > 1):
+                return True
+        return False
+
+    def copied(self) -> Pending:
+        """The same accesses."""
+        same = Pending()
+        same.add(self)
+        return same
+
+    def add(self, other: Pending) -> None:
+        """Note more accesses."""
+        for table, more in ((self.read, other.read), (self.written, other.written)):
+            for s, indices in more.items():
+                table.setdefault(s, set()).update(indices)
+
+
+def touched(body: Sequence[Stmt], own: bool) -> Pending:
+    """What statements touch; with `own` each thread elements of its own where indices are equal."""
+    found = Pending()
+    for stmt in statements(tuple(body)):
+        for load in loads_of(stmt):
+            if load.storage.role in VISIBLE:
+                found.read.setdefault(load.storage, set()).add(load.index if own else None)
+        place = stored_at(stmt)
+        if place is not None and place[0].role in VISIBLE:
+            found.written.setdefault(place[0], set()).add(place[1] if own else None)
+    return found
+
+
+def holds(stmt: Stmt, kind: type | tuple[type, ...]) -> bool:
+    """True if a statement, or one below it, is of a kind."""
+    return any(isinstance(s, kind) for s in statements((stmt,)))
+
+
+def outward(body: tuple[Stmt, ...]) -> list[Store]:
+    """The stores below statements to what is declared outside of them."""
+    inside = {s.storage for s in statements(body) if isinstance(s, Alloc)}
+    return [s for s in statements(body) if isinstance(s, Store) and s.storage not in inside]
+
+
+def private(body: tuple[Stmt, ...], variables: Sequence[Var]) -> list[Storage]:
+    """Scratch arrays that statements write anew on each iteration of loops around them."""
+    found: dict[Storage, bool] = {}
+    for s in outward(body):
+        if s.storage.role == "scratch":
+            fixed = not s.index.free_vars() & set(variables)
+            found[s.storage] = found.get(s.storage, not s.accumulate) and fixed
+    return [s for s, fixed in found.items() if fixed]
+
+
+@dataclass
+class Nest:
+    """Loops with nothing between them, the limits of some, and what is inside."""
+
+    variables: list[Var]
+    limits: dict[Var, Affine]
+    body: tuple[Stmt, ...]
+
+    def split(self) -> tuple[list[Var], list[Var]]:
+        """(variables whose iterations stand alone, those over which stores add up)."""
+        mine = private(self.body, self.variables)
+        stores = [s for s in outward(self.body) if s.storage not in mine]
+        free = [v for v in self.variables if all(v in s.index.free_vars() for s in stores)]
+        return free, [v for v in self.variables if v not in free]
+
+    def limits_move(self) -> bool:
+        """True if a limit depends on the loops themselves."""
+        return any(n.free_vars() & set(self.variables) for n in self.limits.values())
+
+    def bounded(self, variables: list[Var], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        """`body` where all variables but the first are within their limits."""
+        guards = [Within(self.limits[v] - Affine.of(v), 1, v.extent + 1, 1, bool_)
+                  for v in variables[1:] if v in self.limits]
+        return (If(both(guards), body),) if guards else body
+
+
+def nest_of(loop: For) -> Nest:
+    """The loops from one on that have nothing between them."""
+    found = Nest([], {}, (loop,))
+    while len(found.body) == 1 and isinstance(found.body[0], For):
+        inner = found.body[0]
+        if inner.limit is not None:
+            found.limits[inner.var] = inner.limit
+        found.variables.append(inner.var)
+        found.body = inner.body
+    return found
+
+
+class Together:
+    """Divides statements among the threads of a block."""
+
+    def __init__(self, threads: int, shared: int) -> None:
+        self.threads, self.shared = threads, shared
+        self.thread = Var("t", threads)
+        self.pending = Pending()
+        self.flat: dict[tuple[int, int], Var] = {}
+        self.tiles: list[Storage] = []
+        self.whole = Group(threads, Affine.of(self.thread))
+
+    # -- statements ------------------------------------------------------------------------------
+
+    def block(self, body: Sequence[Stmt], group: Group) -> list[Stmt]:
+        """Statements one after another."""
+        out: list[Stmt] = []
+        for stmt in body:
+            out += self.statement(stmt, group)
+        return out
+
+    def statement(self, stmt: Stmt, group: Group) -> list[Stmt]:
+        """One statement, by all threads of a group."""
+        if isinstance(stmt, Alloc):
+            return [stmt]
+        if isinstance(stmt, Contraction):
+            return self.product(stmt)
+        if isinstance(stmt, If):
+            start, before = self.waited([If(stmt.cond, ())], False), self.pending.copied()
+            body = tuple(self.block(stmt.body, group))
+            self.pending.add(before)
+            return [*start, If(stmt.cond, body)]
+        if isinstance(stmt, For):
+            return self.loop(stmt, group)
+        assert isinstance(stmt, Store)
+        if stmt.storage.role not in VISIBLE:
+            if group is self.whole:
+                return [*self.waited([stmt], False), stmt]
+            return self.section([self.each((stmt,), group)], False)
+        return self.section([self.one((stmt,), group)], False)
+
+    def waited(self, body: Sequence[Stmt], own: bool) -> list[Stmt]:
+        """A barrier if statements need one; notes what they touch."""
+        more = touched(body, own)
+        meets = self.pending.meets(more)
+        if meets:
+            self.pending = Pending()
+        self.pending.add(more)
+        return [Barrier()] if meets else []
+
+    def section(self, body: list[Stmt], own: bool) -> list[Stmt]:
+        """Statements that no thread waits in."""
+        return [*self.waited(body, own), *body]
+
+    def each(self, body: tuple[Stmt, ...], group: Group) -> Stmt:
+        """Statements that every thread of a group with an item runs."""
+        inner = (If(both(list(group.valid)), body),) if group.valid else body
+        return For(self.thread, inner, "thread")
+
+    def one(self, body: tuple[Stmt, ...], group: Group) -> Stmt:
+        """Statements that one thread of a group runs."""
+        if group is self.whole:
+            return For(Var(f"one{fresh_number()}", 1), body, "thread")
+        first = Within(group.lane, 0, 1, 1, bool_)
+        return For(self.thread, (If(both([first, *group.valid]), body),), "thread")
+
+    def serial(self, loop: For, group: Group) -> list[Stmt]:
+        """A loop that all threads go through together."""
+        start, before = self.waited([replace(loop, body=())], False), self.pending.copied()
+        body = self.block(loop.body, group)
+        if self.pending.written:
+            body.append(Barrier())
+            self.pending = Pending()
+        if loop.limit is not None:  # which may be 0
+            self.pending.add(before)
+        return [*start, replace(loop, body=tuple(body))]
+
+    # -- loops -----------------------------------------------------------------------------------
+
+    def loop(self, stmt: For, group: Group) -> list[Stmt]:
+        """A loop, divided among the threads of a group if that is legal."""
+        if holds(stmt, Contraction):
+            return self.serial(stmt, group)
+        nest = nest_of(stmt)
+        free, reduced = nest.split()
+        adds = all(s.accumulate for s in outward(nest.body))
+        if not reduced:
+            return self.items(nest, group)
+        if adds and not free:
+            return self.total(nest, group)
+        if adds and not nest.limits_move():
+            return self.items(Nest(free, {v: n for v, n in nest.limits.items() if v in free},
+                                   looped(reduced, nest.limits, nest.body)), group)
+        if stmt.limit is not None and self.thread in stmt.limit.free_vars():
+            return self.section([self.one((stmt,), group)], False)
+        return self.serial(stmt, group)
+
+    def items(self, nest: Nest, group: Group) -> list[Stmt]:
+        """Iterations that stand alone: a thread for each, or a group of threads."""
+        long = max((elements(nest_of(s).variables) for s in nest.body if isinstance(s, For)),
+                   default=0)
+        if group is self.whole and long >= LONG:
+            return self.by_groups(nest, long)
+        return self.section([self.dealt(nest.variables, nest, nest.body, group)], True)
+
+    def dealt(self, variables: list[Var], nest: Nest, body: tuple[Stmt, ...],
+              group: Group) -> Stmt:
+        """A loop over all iterations of some loops, dealt out to the threads of a group."""
+        n, limit = elements(variables), nest.limits.get(variables[0])
+        count = None if limit is None else limit * elements(variables[1:])
+        body = nest.bounded(variables, body)
+        flat = self.flat.setdefault((group.size, n), Var(f"n{len(self.flat)}", (
+            n if group is self.whole else -(-n // group.size))))
+        q = Affine.of(flat)
+        if group is not self.whole:
+            q = q * group.size + group.lane
+            if count is not None or n % group.size:
+                count = Affine.const_of(n) if count is None else count
+                count = (count + (group.size - 1) - group.lane) // group.size
+        names = dict(zip(variables, unravel(q, tuple(v.extent for v in variables))))
+        inner = renamed(tuple(substitute_stmt(s, names) for s in body))
+        if group is self.whole:
+            inner = self.apart(inner, nest.body, variables, q % self.threads, self.threads)
+            return For(flat, inner, "thread", count)
+        inner = self.apart(inner, nest.body, variables, group.lane, group.size)
+        return self.each((For(flat, inner, "serial", count),), group)
+
+    def by_groups(self, nest: Nest, long: int) -> list[Stmt]:
+        """A group of threads for each iteration of some loops, the groups in rounds."""
+        n = elements(nest.variables)
+        size = min(WARP, power_of_two(long))
+        while size * 2 * n <= self.threads:
+            size *= 2
+        size = min(size, self.threads)
+        groups = self.threads // size
+        rounds = Var(f"round{fresh_number()}", -(-n // groups))
+        mine = Affine.of(self.thread) // size
+        item = Affine.of(rounds) * groups + mine
+        names = dict(zip(nest.variables, unravel(item, tuple(v.extent for v in nest.variables))))
+        valid = [Within(item, 0, n, 1, bool_)] if n % groups else []
+        valid += [Within(replace_vars(limit, names) - names[v], 1, v.extent + 1, 1, bool_)
+                  for v, limit in nest.limits.items()]
+        group = Group(size, Affine.of(self.thread) % size, tuple(valid))
+        body = renamed(tuple(substitute_stmt(s, names) for s in nest.body))
+        body = self.apart(body, nest.body, nest.variables, mine, groups)
+        return self.serial(For(rounds, body), group)
+
+    def apart(self, body: tuple[Stmt, ...], old: tuple[Stmt, ...], variables: Sequence[Var],
+              number: Affine, count: int) -> tuple[Stmt, ...]:
+        """Scratch arrays that iterations write anew, one for each of those that run at once."""
+        sizes = {s: Storage(s.name, s.size * count, s.dtype, s.role)
+                 for s in private(old, variables)}
+        return moved(body, sizes, number) if sizes else body
+
+    def total(self, nest: Nest, group: Group) -> list[Stmt]:
+        """Sums, or maxima, over all iterations of some loops: by each thread, then of a group."""
+        out: list[Stmt] = []
+        exchange: dict[Store, Storage] = {}
+        for s in outward(nest.body):
+            r = exchange[s] = Storage(f"{s.storage.name}_p{fresh_number()}", 1, s.storage.dtype,
+                                      "register")
+            out += [Alloc(r), Store(r, ZERO, identity(s.accumulate, r.dtype))]
+
+        def part(stmt: Stmt) -> tuple[Stmt, ...]:
+            if isinstance(stmt, Store) and stmt in exchange:
+                return (replace(stmt, storage=exchange[stmt], index=ZERO),)
+            return (stmt,)
+
+        body = transform(nest.body, part)
+        out += self.section([self.dealt(nest.variables, nest, body, group)], True)
+        for s, r in exchange.items():
+            out.append(Combine(r, s.accumulate or "sum",
+                               0 if group is self.whole else group.size))
+            out += self.statement(replace(s, value=Load(r, ZERO)), group)
+        return out
+
+    # -- contractions ----------------------------------------------------------------------------
+
+    def product(self, c: Contraction) -> list[Stmt]:
+        """A contraction, tile by tile."""
+        suffix = str(fresh_number())
+        start = self.waited([c], False)
+        if is_thin(c):
+            one = thin(c, self.threads, suffix)
+            block = Var(f"block{suffix}", one.blocks)
+            made = (For(block, (*one.statements(Affine.of(block)), Barrier())),)
+            return [*start, *replace_storage(made, self.shared_names(made))]
+        shape = choose_shape(c, self.threads, self.shared)
+        rows, cols, deep = counts(c)
+        i, j = (Var(f"{word}{suffix}", -(-elements(side) // size)) for word, side, size in (
+            ("down", c.rows, shape.rows), ("across", c.cols, shape.cols)))
+        n = max(1, -(-elements(c.depth) // shape.depth))
+        part = Part(Affine.of(i) * shape.rows, Affine.of(j) * shape.cols, ZERO, n,
+                    (deep + shape.depth - 1) // shape.depth)
+        body = tuple(tile_statements(c, shape, part, suffix, lambda r, k, total: epilogue(
+            c, r, k, total)))
+        ends = [None if count.is_const else (count + size - 1) // size
+                for count, size in ((rows, shape.rows), (cols, shape.cols))]
+        made = (For(i, (For(j, body, "serial", ends[1]),), "serial", ends[0]),)
+        return [*start, *replace_storage(made, self.shared_names(made))]
+
+    def shared_names(self, body: tuple[Stmt, ...]) -> dict[Storage, Storage]:
+        """The arrays on the chip that all contractions take in turns, for those of one."""
+        names: dict[Storage, Storage] = {}
+        for s in touched(body, False).written:
+            if s.role == "shared":
+                k = len(names)
+                fits = [t for t in self.tiles if t.dtype is s.dtype and t not in names.values()]
+                if not fits:
+                    fits = [Storage(f"part{k}_shared", 0, s.dtype, "shared")]
+                    self.tiles += fits
+                names[s] = fits[0]
+                fits[0].size = max(fits[0].size, s.size)
+        return names
+
+
+def looped(variables: list[Var], limits: dict[Var, Affine],
+           body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """Loops around statements."""
+    for v in reversed(variables):
+        body = (For(v, body, "serial", limits.get(v)),)
+    return body
+
+
+def replace_vars(index: Affine, names: dict[Var, Affine]) -> Affine:
+    """An index with variables replaced."""
+    stmt = substitute_stmt(For(Var("none", 1), (), "serial", index), names)
+    assert isinstance(stmt, For) and stmt.limit is not None
+    return stmt.limit
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def moved(body: tuple[Stmt, ...], copies: dict[Storage, Storage],
+          number: Affine) -> tuple[Stmt, ...]:
+    """Statements that use copy `number` of some storages."""
+    def index_of(s: Storage, index: Affine) -> Affine:
+        return index + number * s.size
+
+    def leaf(e: Expr) -> Expr:
+        if isinstance(e, Load) and e.storage in copies:
+            return replace(e, storage=copies[e.storage], index=index_of(e.storage, e.index))
+        return e
+
+    def fresh(stmt: Stmt) -> tuple[Stmt, ...]:
+        if isinstance(stmt, If):
+            return (replace(stmt, cond=rewrite(stmt.cond, leaf, lambda a: a)),)
+        if not isinstance(stmt, Store):
+            return (stmt,)
+        value = rewrite(stmt.value, leaf, lambda a: a)
+        if stmt.storage in copies:
+            return (replace(stmt, storage=copies[stmt.storage], value=value,
+                            index=index_of(stmt.storage, stmt.index)),)
+        return (replace(stmt, value=value),)
+
+    return transform(body, fresh)
+
+
+def choose_shape(c: Contraction, threads: int, shared: int) -> Shape:
+    """The tile with which a block is done first."""
+    fits = [s for s in SHAPES if s.threads <= threads
+            and s.shared_bytes(c.tile.dtype.itemsize) <= shared]
+    return min(fits or SHAPES[-1:], key=lambda s: -(-elements(c.rows) // s.rows) * -(
+        -elements(c.cols) // s.cols) * s.high * s.wide / REACH[s.high * s.wide])
+
+
+# -- a kernel ------------------------------------------------------------------------------------
+
+
+def schedule_nest(kernel: LoopKernel, target: Target) -> LoopKernel:
+    """The kernel with its body divided among blocks, and inside them among threads."""
+    products = [s for s in statements(kernel.body) if isinstance(s, Contraction)]
+    budget = target.shared // 2
+    threads = max((target.warp, *(256 if is_thin(c) else choose_shape(
+        c, target.threads, budget).threads for c in products)))
+    threads = min(threads, target.threads)
+    kernel = over_blocks(kernel)
+    made = Together(threads, budget)
+    body: list[Stmt] = []
+    for stmt in kernel.body:
+        if isinstance(stmt, For) and stmt.kind == "chunk":
+            body += made.serial(stmt, made.whole)
+        else:
+            body += made.statement(stmt, made.whole)
+    done = on_the_chip(tuple(body), target.shared)
+    return replace(kernel, body=done, threads=threads)
+
+
+def over_blocks(kernel: LoopKernel) -> LoopKernel:
+    """A kernel whose outermost loops, as far as iterations stand alone and nothing is between them,
+    have one block for each iteration; as it is if something is kept for each chunk."""
+    if len(kernel.body) != 1 or not isinstance(kernel.body[0], For) or uses(
+            kernel.body, kernel.chunk):
+        return kernel
+    loops: list[Var] = []
+    body: tuple[Stmt, ...] = kernel.body
+    while len(body) == 1 and isinstance(body[0], For) and body[0].limit is None:
+        inner = body[0]
+        mine = private(inner.body, [inner.var])
+        if any(inner.var not in s.index.free_vars() for s in outward(inner.body)
+               if s.storage not in mine):
+            break
+        loops.append(inner.var)
+        body = inner.body
+    if not loops:
+        return kernel
+    chunk = Var("chunk", elements(loops))
+    names = dict(zip(loops, unravel(Affine.of(chunk), tuple(v.extent for v in loops))))
+    return replace(kernel, chunk=chunk, body=tuple(substitute_stmt(s, names) for s in body))
+
+
+def uses(body: tuple[Stmt, ...], v: Var) -> bool:
+    """True if statements depend on a variable."""
+    for s in statements(body):
+        place = stored_at(s)
+        if place is not None and v in place[1].free_vars():
+            return True
+        if any(v in free_vars(load) for load in loads_of(s)):
+            return True
+    return False
+
+
+def on_the_chip(body: tuple[Stmt, ...], most: int) -> tuple[Stmt, ...]:
+    """Statements whose scratch arrays, the smallest first, are shared memory while there is any."""
+    seen = touched(body, False)
+    storages = list(dict.fromkeys((*seen.read, *seen.written)))
+    left = most - sum(s.nbytes for s in storages if s.role == "shared")
+    names: dict[Storage, Storage] = {}
+    for s in sorted((s for s in storages if s.role == "scratch"), key=lambda s: s.nbytes):
+        if s.nbytes <= left:
+            left -= s.nbytes
+            names[s] = Storage(s.name, s.size, s.dtype, "shared")
+    return replace_storage(body, names) if names else body

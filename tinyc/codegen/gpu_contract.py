@@ -1,0 +1,238 @@
+"""GPU recipes for kernels that are one contraction: tiles, images and batches over the grid.
+
+A matrix of the result is cut into tiles, each the work of one block (`gpu_tile.py`). Where there
+are too few of them to fill the device, as for gradients of weights, the depth is cut as well: each
+block stores its part of the sums, and a second launch adds the parts in a fixed order. Where one
+side has a few rows only, nothing is worth sharing: threads read what they multiply.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tinyc.codegen.gpu_thin import is_thin, thin
+from tinyc.codegen.gpu_tile import (
+    REACH,
+    Part,
+    Shape,
+    counts,
+    epilogue,
+    inside,
+    nothing,
+    tile_statements,
+)
+from tinyc.codegen.panel import runs_along_rows
+from tinyc.ir.cost import elements
+from tinyc.ir.dtype import DType, f32, f64
+from tinyc.ir.index import Affine, Var, unravel
+from tinyc.ir.loop import (
+    Alloc,
+    Contraction,
+    For,
+    If,
+    Load,
+    LoopKernel,
+    Stmt,
+    Storage,
+    Store,
+    converted,
+    free_vars,
+    statements,
+    substitute_stmt,
+)
+from tinyc.ir.program import Target
+
+# Tiles, best first. Eight by eight sums take 16 numbers from shared memory for 64 products; four by
+# four take 8 for 16, which shared memory gives at half the speed of the arithmetic.
+SHAPES = (Shape(128, 128, 16, 8, 8), Shape(128, 64, 16, 8, 4), Shape(64, 128, 16, 4, 8),
+          Shape(64, 64, 16, 4, 4), Shape(64, 32, 16, 4, 4), Shape(32, 64, 16, 4, 4),
+          Shape(32, 32, 16, 4, 4), Shape(16, 32, 16, 4, 4))
+# What a tile costs beside its products, in points of the depth.
+TILE_COST = 24
+# A part of the depth has at least so many points.
+LEAST_DEPTH = 128
+# Rows of tiles that blocks with numbers near each other share, so that operands stay in the cache.
+GROUP = 8
+# Elements of a result that a block adds up from parts.
+FINISH_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a contraction is cut: the shape of its tiles, parts of the depth."""
+
+    shape: Shape
+    parts: int
+
+
+def schedule_product(kernel: LoopKernel, target: Target) -> LoopKernel | None:
+    """The kernel for blocks of threads if it is one contraction, under loops that blocks can divide
+    at will; None otherwise. Its `finish` is as it was unless there was none."""
+    found = lone_contraction(kernel)
+    if found is None:
+        return None
+    loops, c = found
+    if is_thin(c):
+        return thin_kernel(kernel, loops, c, target)
+    m, n, batch = elements(c.rows), elements(c.cols), elements(loops)
+    whole = not kernel.finish and not c.limits
+    cut = choose_cut(m, n, elements(c.depth), batch, c.tile.dtype, target, whole)
+    shape = cut.shape
+    stretches, each = stretches_of(c, cut)
+    cut = replace(cut, parts=-(-stretches // each))
+    down, across = -(-m // shape.rows), -(-n // shape.cols)
+    chunk = Var("chunk", cut.parts * batch * down * across)
+    part, *outer, tile = unravel(Affine.of(chunk), (
+        cut.parts, *(v.extent for v in loops), down * across))
+    names = dict(zip(loops, outer))
+    c = substituted(c, names)
+    row, column = tile_place(tile, down, across)
+    left = limited(c, shape) if c.limits else each * -1 * part + stretches
+    where = Part(row * shape.rows, column * shape.cols, part * (each * shape.depth), each, left)
+    if cut.parts == 1:
+        body = tile_statements(c, shape, where, "0",
+                               lambda r, j, total: epilogue(c, r, j, total))
+        return replace(kernel, body=tuple(body), chunk=chunk, threads=shape.threads)
+    apart = Parts(found[1], loops, cut.parts)
+    body = tile_statements(c, shape, where, "0", lambda r, j, total: (
+        apart.keep(part, tuple(outer), r, j, total),))
+    last = Var("last", -(-apart.size // FINISH_THREADS))
+    return replace(kernel, body=tuple(body), chunk=chunk, threads=shape.threads,
+                   finish=apart.added(last, shape.threads), last=last)
+
+
+def lone_contraction(kernel: LoopKernel) -> tuple[tuple[Var, ...], Contraction] | None:
+    """(the loops around it, the contraction) that a kernel is, if blocks may divide the loops."""
+    loops: list[Var] = []
+    body = kernel.body
+    while len(body) == 1 and isinstance(body[0], For) and body[0].limit is None:
+        loops.append(body[0].var)
+        body = body[0].body
+    if len(body) != 1 or not isinstance(body[0], Contraction):
+        return None
+    c = body[0]
+    inner = {s.storage for s in c.body if isinstance(s, Alloc)}
+    for s in statements(c.body):
+        if isinstance(s, Store) and s.storage not in inner:
+            far = s.storage.role in ("slot", "arena")
+            if not far or s.accumulate or not set(loops) <= s.index.free_vars():
+                return None
+    return None if mentions(c, kernel.chunk) else (tuple(loops), c)
+
+
+def mentions(c: Contraction, v: Var) -> bool:
+    """True if a contraction's accesses depend on a variable."""
+    exprs = [c.a, c.b, *(s.value for s in statements(c.body) if isinstance(s, Store))]
+    places = [s.index for s in statements(c.body) if isinstance(s, Store)]
+    return any(v in free_vars(e) for e in exprs) or any(v in i.free_vars() for i in places)
+
+
+def substituted(c: Contraction, names: dict[Var, Affine]) -> Contraction:
+    """A contraction with variables of loops around it replaced."""
+    fresh = substitute_stmt(c, names)
+    assert isinstance(fresh, Contraction)
+    return fresh
+
+
+# -- how it is cut -------------------------------------------------------------------------------
+
+
+def choose_cut(m: int, n: int, k: int, batch: int, dtype: DType, target: Target,
+               may_split: bool) -> Cut:
+    """The cut with which the busiest part of the device has least to do."""
+    options = []
+    for shape in SHAPES:
+        if shape.threads > target.threads or shape.shared_bytes(dtype.itemsize) > target.shared:
+            continue
+        shape = replace(shape, depth=8) if k <= 8 else shape
+        blocks = batch * -(-m // shape.rows) * -(-n // shape.cols)
+        parts = [1]
+        if may_split and blocks < target.chunks:
+            parts.append(max(1, min(target.chunks // blocks, k // LEAST_DEPTH)))
+        for p in parts:
+            speed = REACH[shape.high * shape.wide]
+            deep = -(-k // p) + TILE_COST * (1 if p == 1 else 2)
+            # A part of the device that has a small tile only is no busier than its share.
+            waves = max(1.0, blocks * p / target.chunks)
+            rounded = -(-blocks * p // target.chunks) if waves < 4 else waves
+            options.append((rounded * shape.rows * shape.cols * deep / speed, p, Cut(shape, p)))
+    if not options:
+        return Cut(replace(SHAPES[-1], depth=8), 1)
+    return min(options, key=lambda o: o[:2])[2]
+
+
+def stretches_of(c: Contraction, cut: Cut) -> tuple[int, int]:
+    """(stretches of the depth, how many of them a part has)."""
+    whole = max(1, -(-elements(c.depth) // cut.shape.depth))
+    return whole, -(-whole // cut.parts)
+
+
+def limited(c: Contraction, shape: Shape) -> Affine:
+    """How many stretches a depth has that may have a limit."""
+    deep = counts(c)[2]
+    return (deep + shape.depth - 1) // shape.depth
+
+
+def tile_place(tile: Affine, down: int, across: int) -> tuple[Affine, Affine]:
+    """(row, column) of a tile: blocks one after another go down groups of rows of tiles."""
+    if down % GROUP == 0 and across > 1:
+        group, column, row = unravel(tile, (down // GROUP, across, GROUP))
+        return group * GROUP + row, column
+    return tile // across, tile % across
+
+
+# -- parts of sums -------------------------------------------------------------------------------
+
+
+class Parts:
+    """Where the blocks that divide the depth of a contraction keep their sums."""
+
+    def __init__(self, c: Contraction, loops: tuple[Var, ...], parts: int) -> None:
+        self.c, self.loops, self.parts = c, loops, parts
+        self.sides = (c.cols, c.rows) if runs_along_rows(c) else (c.rows, c.cols)
+        self.shape = (*(v.extent for v in loops), *map(elements, self.sides))
+        self.size = elements(loops) * elements(c.rows) * elements(c.cols)
+        self.storage = Storage(f"{c.tile.name}_parts", parts * self.size, c.tile.dtype, "arena")
+
+    def keep(self, part: Affine, outer: tuple[Affine, ...], row: Affine, column: Affine,
+             total: Load) -> Stmt:
+        """Store a sum of one part."""
+        at = part
+        pair = (column, row) if self.sides[0] is self.c.cols else (row, column)
+        for i, n in zip((*outer, *pair), self.shape):
+            at = at * n + i
+        return Store(self.storage, at, total, None, self.c.note)
+
+    def added(self, last: Var, threads: int) -> tuple[Stmt, ...]:
+        """The sums of all parts, in their order, and what is done with them."""
+        i, p = Var("element", FINISH_THREADS), Var("part", self.parts)
+        flat = Affine.of(last) * FINISH_THREADS + Affine.of(i)
+        c, zero = self.c, Affine.const_of(0)
+        wide = f64 if c.tile.dtype is f32 else c.tile.dtype
+        total, narrow = (Storage(f"{c.tile.name}_{word}", 1, dtype, "register")
+                         for word, dtype in (("sum", wide), ("whole", c.tile.dtype)))
+        *outer, first, second = unravel(flat, self.shape)
+        row, column = (second, first) if self.sides[0] is c.cols else (first, second)
+        value = Load(self.storage, Affine.of(p) * self.size + flat)
+        done = epilogue(substituted(c, dict(zip(self.loops, outer))), row, column,
+                        Load(narrow, zero))
+        body: tuple[Stmt, ...] = (
+            Alloc(total), Store(total, zero, nothing(wide), None, c.note),
+            For(p, (Store(total, zero, converted(value, wide), "sum", c.note),)),
+            Alloc(narrow),
+            Store(narrow, zero, converted(Load(total, zero), c.tile.dtype), None, c.note), *done)
+        guard = inside(flat, Affine.const_of(self.size), self.size)
+        return (For(i, (If(guard[0], body),) if guard else body, "thread"),)
+
+
+# -- thin ones -----------------------------------------------------------------------------------
+
+
+def thin_kernel(kernel: LoopKernel, loops: tuple[Var, ...], c: Contraction,
+                target: Target) -> LoopKernel:
+    """The kernel of a contraction with few rows, or few columns."""
+    made = thin(c, target.threads, "0")
+    chunk = Var("chunk", elements(loops) * made.blocks)
+    *outer, block = unravel(Affine.of(chunk), (*(v.extent for v in loops), made.blocks))
+    made = replace(made, c=substituted(c, dict(zip(loops, outer))))
+    body = made.statements(block)
+    return replace(kernel, body=body, chunk=chunk, threads=made.threads)
