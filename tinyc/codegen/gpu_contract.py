@@ -43,7 +43,7 @@ from tinyc.ir.program import Target
 
 # Tiles, best first. Eight by eight sums take 16 numbers from shared memory for 64 products; four by
 # four take 8 for 16, which shared memory gives at half the speed of the arithmetic.
-SHAPES = (Shape(128, 128, 16, 8, 8), Shape(128, 64, 16, 8, 4), Shape(64, 128, 16, 4, 8),
+SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 16, 8, 4), Shape(64, 128, 16, 4, 8),
           Shape(64, 64, 16, 4, 4), Shape(64, 32, 16, 4, 4), Shape(32, 64, 16, 4, 4),
           Shape(32, 32, 16, 4, 4), Shape(16, 32, 16, 4, 4))
 # What a tile costs beside its products, in points of the depth.
