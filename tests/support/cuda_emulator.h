@@ -15,6 +15,9 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define __global__
 #define __device__
@@ -114,6 +117,10 @@ static void prepare(Fiber &f) {
   if (stacks.empty()) stacks.push_back(Stack().base);
   f.stack = stacks.back();
   stacks.pop_back();
+#if defined(__SANITIZE_ADDRESS__)
+  // Of the thread that had it before: its first function never returns.
+  ASAN_UNPOISON_MEMORY_REGION(f.stack, STACK);
+#endif
 #if defined(__x86_64__)
   void **top = (void **)(f.stack + STACK - 64);
   *--top = nullptr;

@@ -79,7 +79,8 @@ def host_text(source: str) -> str:
             f'extern "C" int run_{name}(const unsigned *grid, const unsigned *block, '
             "unsigned shared, const uint64_t *v) { "
             f'return emulator::launch("{name}", call_{name}, grid, block, shared, v); }}\n'
-            f'extern "C" int most_{name}() {{ return {threads}; }}'
+            f'extern "C" int most_{name}() {{ return {threads}; }}\n'
+            f'extern "C" int arguments_{name}() {{ return {len(types)}; }}'
         )
     return "\n".join(pieces)
 
@@ -107,8 +108,11 @@ def nvidia_version() -> str:
 class Emulated:
     """The calls of a library for CUDA, done by the CPU at once.
 
-    `failing` has what calls raise, by name; `counts` how often each was made.
+    `failing` has what calls raise, by name; `counts` how often each was made. Memory lies at
+    multiples of `alignment`.
     """
+
+    alignment = 256
 
     def __init__(self, card: Card = CARD) -> None:
         self.card = card
@@ -136,8 +140,10 @@ class Emulated:
         self.called("allocate")
         if sum(a.nbytes for a in self.memory.values()) + nbytes > self.card.memory:
             raise DriverError("cuMemAlloc: out of memory", memory=True)
-        array = np.full(nbytes + 256, 0xFF, np.uint8)
-        address = -(-array.ctypes.data // 256) * 256
+        array = np.full(nbytes, 0xFF, np.uint8)
+        if array.ctypes.data % self.alignment:
+            array = np.full(nbytes + self.alignment, 0xFF, np.uint8)
+        address = -(-array.ctypes.data // self.alignment) * self.alignment
         self.memory[address] = array
         return address
 
