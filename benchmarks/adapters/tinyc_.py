@@ -13,7 +13,7 @@ import workloads
 
 from adapters.case import Case, as_tuple, repeat_add, training_case
 
-MODES = ["jit", "unfused", "tuned", "opencl"]
+MODES = ["jit", "unfused", "tuned", "opencl", "cuda"]
 tinyc: Any = None
 F: Any = None
 
@@ -27,7 +27,7 @@ def init(mode: str, threads: int) -> None:
 
     tinyc, F = module, functional
     tinyc.configure(threads=threads, fuse=mode != "unfused", tune=mode == "tuned")
-    if mode == "opencl":
+    if mode.startswith(("opencl", "cuda")):
         tinyc.device(mode)
 
 

@@ -12,23 +12,30 @@ import workloads
 from adapters.case import Case, as_tuple, repeat_add, training_case
 
 MODES = ["eager", "compile"]
+device = "cpu"
 torch: Any = None
 F: Any = None
 
 
-def init(mode: str, threads: int) -> None:
-    """Import torch and set its threads."""
-    global torch, F
+def init(mode: str, threads: int, on: str = "cpu") -> None:
+    """Import torch, set its threads, and let tensors be on a device."""
+    global torch, F, device
     import torch as torch_module
     import torch.nn.functional as functional
 
-    torch, F = torch_module, functional
+    torch, F, device = torch_module, functional, on
     torch.set_num_threads(threads)
 
 
 def tensor(array: np.ndarray) -> Any:
-    """Return a tensor on the array's memory."""
-    return torch.from_numpy(np.ascontiguousarray(array))
+    """Return a tensor on the array's memory, or with its values on another device."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def finish() -> None:
+    """Wait until the device has finished."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def compiled(function: Callable) -> Callable:
@@ -45,9 +52,10 @@ def operation(function: Callable, args: list, grad: bool = False) -> Case:
         with context():
             for _ in range(n):
                 y = function(*args)
+        finish()
         return y
 
-    return Case(run, lambda: [t.detach().numpy() for t in as_tuple(run(1))])
+    return Case(run, lambda: [t.detach().cpu().numpy() for t in as_tuple(run(1))])
 
 
 def mlp(p: dict, x: Any) -> Any:
@@ -146,7 +154,8 @@ def train(w: dict, mode: str) -> Case:
         update.step()
         return loss
 
-    return training_case(one, lambda loss: float(loss.detach()))
+    case = training_case(one, lambda loss: float(loss.detach()))
+    return Case(lambda n: (case.run(n), finish()), step=case.step)
 
 
 class Decoder:
