@@ -60,5 +60,5 @@ part() {
 
 part "device" 60 "$venv" -c \
     "import tinyc; print((tinyc.ones(1000, device='cuda') * 2).sum().item())"
-part "tests" 200 "$venv" -m pytest -p no:cacheprovider -q -x -m gpu tests/cuda
+part "tests" 200 "$venv" -m pytest -p no:cacheprovider -q -x -m gpu tests/cuda tests/acceptance
 part "table" 200 "$venv" benchmarks/gpu.py --results "$results"

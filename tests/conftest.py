@@ -13,7 +13,7 @@ import pytest
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 # Ways to generate code, by the fixtures that give a device for each.
-BACKENDS = ("c", "opencl", "blocks", "cuda")
+BACKENDS = ("c", "opencl", "blocks", "cuda", pytest.param("gpu", marks=pytest.mark.gpu))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -134,6 +134,26 @@ def cuda() -> str:
         pytest.skip(emulated_cuda.problem())
     emulated_cuda.install()
     return emulated_cuda.NAME
+
+
+@functools.cache
+def gpu_problem() -> str:
+    """Why no NVIDIA GPU can be used, empty where one can."""
+    from tinyc.runtime.device import DeviceError, get_device
+
+    try:
+        get_device("cuda")
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def gpu() -> str:
+    """The name of a CUDA device that is there; tests are left out where there is none."""
+    if gpu_problem():
+        pytest.skip(gpu_problem())
+    return "cuda"
 
 
 @pytest.fixture(params=BACKENDS)

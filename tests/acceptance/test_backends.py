@@ -48,7 +48,8 @@ def test_products_of_all_layouts(backend, m, k, n):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["opencl", "blocks", "cuda"])
+@pytest.mark.parametrize("kind", [
+    "opencl", "blocks", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", ["mlp", "lenet64", "gpt_small"])
 def test_training_takes_the_kernels_and_has_the_losses_of_c(request, kind, name, tmp_path):
     found = []
