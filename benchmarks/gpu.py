@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py [--results benchmarks/results] [--rows softmax,mm]
 
-Each row is first checked: what tinyc computes is what PyTorch computes. Then all are timed in turns
-(median of rounds of at least 30 ms, waiting for the device at both ends). What moves memory is given
-as a share of what a copy on the device reaches, products as a share of cuBLAS. `--rehearse` goes
-through all of it at small sizes without a GPU: tinyc's device is emulated, PyTorch's is the CPU.
+Each row is first checked: what tinyc computes is what PyTorch computes. Then all are timed in
+turns (median of rounds of at least 30 ms, waiting for the device at both ends). What moves memory
+is given as a share of what a copy on the device reaches, products as a share of cuBLAS.
+`--rehearse` goes through all of it at small sizes without a GPU: tinyc's device is emulated,
+PyTorch's is the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def rows() -> list[Row]:
     ]
 
 
-# -- one row -----------------------------------------------------------------------------------------
+# -- one row --------------------------------------------------------------------------------------
 
 
 def product(w: dict[str, Any], mode: str, dtype: str) -> Case | None:
@@ -150,7 +150,7 @@ def copy_bandwidth(rehearse: bool) -> float:
 
 
 def measured(row: Row, rehearse: bool, copy: float) -> dict[str, Any]:
-    """Return what is known of a row: milliseconds by mode, the share or speed, whether it is met."""
+    """Return what is known of a row: milliseconds by mode, share or speed, whether it is met."""
     w = row.sized(rehearse)
     cases = {mode: case_of(row, w, mode) for mode in MODES}
     ready = {mode: case for mode, case in cases.items() if case is not None}
@@ -179,7 +179,7 @@ def bytes_of(w: dict[str, Any]) -> int:
     return 8 * int(np.prod(w["shape"]))
 
 
-# -- the table ---------------------------------------------------------------------------------------
+# -- the table ------------------------------------------------------------------------------------
 
 
 def line_of(found: dict[str, Any], row: Row) -> str:

@@ -41,7 +41,8 @@ DIALECT = """\
 """
 
 # The names of types that vectors are made of, where they differ.
-VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong"}
+VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong",
+           "f16": "ushort", "bf16": "ushort"}
 
 # The first thread that finds a bad index says which it was, and how many kernels may have changed
 # arguments before. Kernels that overwrite arguments then do nothing.
@@ -94,8 +95,20 @@ def _library(op: Op, arity: int = 1) -> str:
     return f"TC_INLINE double tc_{op.value}_f64({parameters}) {{ return {op.value}({call}); }}\n"
 
 
+def _instruction(fn: mathfn.MathFn, parameter: str, result: str, text: str) -> str:
+    """A function that GPUs have as an instruction; elsewhere, its text in GNU C."""
+    names = {"float": "f", "unsigned short": "h"}
+    return (f"#ifdef __CUDA_ARCH__\nTC_INLINE {result} {fn.name}({parameter} x) {{\n"
+            f'  {result} y;\n  asm("{text} %0, %1;" : "={names[result]}"(y) : '
+            f'"{names[parameter]}"(x));\n  return y;\n}}\n#else\n{fn.source}#endif\n')
+
+
 # What the vector library has in other words than in GNU C.
 OWN = {
+    "tc_widen_f16": _instruction(mathfn.MATH[Op.CAST, "widen_f16"], "unsigned short", "float",
+                                 "cvt.f32.f16"),
+    "tc_narrow_f16": _instruction(mathfn.MATH[Op.CAST, "narrow_f16"], "float", "unsigned short",
+                                  "cvt.rn.f16.f32"),
     "": "",
     "symbol": "",
     "bits_f32": _reinterpreted("__float_as_uint", "__uint_as_float", "f32", "unsigned"),
