@@ -180,7 +180,8 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   IN_CONTEXT;
   char symbol[256];
   snprintf(symbol, sizeof symbol, "run_%s", name);
-  Function made = {dlsym(module, symbol), number(module, "most", name), number(module, "arguments", name)};
+  Function made = {dlsym(module, symbol), number(module, "most", name),
+                   number(module, "arguments", name)};
   if (!made.run) return NOT_FOUND;
   *function = memcpy(malloc(sizeof made), &made, sizeof made);
   return DONE;
@@ -271,7 +272,8 @@ int cuGraphKernelNodeGetParams(void *node, Params *params) {
 int cuGraphExecKernelNodeSetParams(void *ready, void *node, const Params *params) {
   IN_CONTEXT;
   for (Node *n = ((Graph *)ready)->first; n; n = n->next)
-    if (n->function == params->function && !memcmp(n->values, ((Node *)node)->values, sizeof n->values)) {
+    if (n->function == params->function &&
+        !memcmp(n->values, ((Node *)node)->values, sizeof n->values)) {
       int problem = params->extra ? INVALID : gather(n, params->arguments, NULL);
       return problem ? problem : gather(node, params->arguments, NULL);
     }
@@ -294,11 +296,13 @@ int cuGraphDestroy(void *graph) { return destroyed(graph); }
 int cuGetErrorString(int code, const char **text) {
   *text = code == OUT_OF_MEMORY ? "out of memory" : code == FAILED ? "unspecified launch failure"
         : code == NO_IMAGE ? "device kernel image is invalid" : code == NO_CONTEXT
-        ? "invalid device context" : code == NOT_SUPPORTED ? "operation not supported" : "invalid argument";
+        ? "invalid device context" : code == NOT_SUPPORTED ? "operation not supported"
+        : "invalid argument";
   return DONE;
 }
 int cuGetErrorName(int code, const char **text) { *text = "CUDA_ERROR"; return DONE; }
-int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags,
+                        int *status) {
   static const char *forms[] = {"%s_v2", "%s"};
   char symbol[256];
   void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
