@@ -6,13 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from tinyc import config
 from tinyc.diagnostics import TinycError
-from tinyc.ir.dtype import DTYPES, f32, f64
+from tinyc.ir.dtype import DTYPES, bf16, f16, f32, f64
 from tinyc.nn.parameter import Parameter
+from tinyc.realization import array_of
 from tinyc.tensor import Tensor
+from tinyc.tensor.core import host_array
 
 M = TypeVar("M", bound="Module")
 T = TypeVar("T")
@@ -210,6 +210,14 @@ class Module:
         """Make floating-point parameters and buffers f32; returns self."""
         return self.to(f32)
 
+    def half(self: M) -> M:
+        """Make floating-point parameters and buffers f16; returns self."""
+        return self.to(f16)
+
+    def bfloat16(self: M) -> M:
+        """Make floating-point parameters and buffers bf16; returns self."""
+        return self.to(bf16)
+
     def double(self: M) -> M:
         """Make floating-point parameters and buffers f64; returns self."""
         return self.to(f64)
@@ -271,7 +279,7 @@ class Module:
         }
         missing = [key for key in own if key not in state_dict]
         unexpected = [key for key in state_dict if key not in own]
-        arrays = {key: np.asarray(state_dict[key]) for key in own if key in state_dict}
+        arrays = {key: host_array(state_dict[key], None) for key in own if key in state_dict}
         problems = [
             f"{key} has shape {arrays[key].shape} in the state dict but {tuple(own[key].shape)} "
             "in the module"
@@ -318,7 +326,7 @@ def _same(before: Any, after: Any) -> bool:
 
 def _move(tensor: Tensor, dtype: Any, device: str | None) -> None:
     """Give a tensor memory of another dtype or on another device; its handle stays."""
-    moved = Tensor(tensor.numpy().ravel(), dtype=dtype, device=device or tensor.device)
+    moved = Tensor(array_of(tensor).ravel(), dtype=dtype, device=device or tensor.device)
     if moved.dtype is tensor.dtype and moved.device == tensor.device:
         return
     grad = tensor.grad

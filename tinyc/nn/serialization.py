@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyc.diagnostics import TinycError
 from tinyc.tensor import Tensor
+from tinyc.tensor.core import numpy_bfloat16
 
 # The metadata entry that says how the file's tensors nest.
 _TREE = "tinyc"
@@ -45,7 +46,8 @@ def save(obj: Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Any:
     """Return what ``save`` wrote, or the tensors by name of any other safetensors file.
 
-    Raises FileNotFoundError, and CheckpointError for a file that is damaged or of another kind.
+    Raises FileNotFoundError, CheckpointError for a file that is damaged or of another kind, and
+    DTypeError for bf16 where the package is missing that numpy needs for it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -55,6 +57,8 @@ def load(path: str | os.PathLike[str]) -> Any:
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
+                numpy_bfloat16("tinyc.load")
             tensors = {name: Tensor(file.get_tensor(name)) for name in names}
             metadata = file.metadata() or {}
     except SafetensorError as error:

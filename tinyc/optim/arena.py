@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tinyc.realization import array_of
 from tinyc.runtime.buffer import ALLOCATOR
 from tinyc.state import categorize
 from tinyc.tensor import Tensor
@@ -62,8 +63,8 @@ class Segment:
         self.pieces.append(Piece(param, index, begin - self.begin))
 
     def add_state(self, name: str) -> None:
-        """Make a state of zeros with the segment's layout."""
-        dtype = self.base.dtype.np
+        """Make a state of zeros with the segment's layout; of halves in f32."""
+        dtype = self.base.dtype.wide.np
         self.state[name] = state_tensor(np.zeros(self.size, dtype), self.base.device)
 
 
@@ -107,7 +108,7 @@ def _is_ragged(param: Tensor) -> bool:
 def _move(params: list[Tensor]) -> None:
     """Move parameters into one new flat tensor; their handles become views of it."""
     params = sorted(params, key=_is_ragged)
-    values = np.concatenate([param.numpy().ravel() for param in params])
+    values = np.concatenate([array_of(param).ravel() for param in params])
     base = Arena(values, device=params[0].device)
     begin = 0
     for param in params:

@@ -10,10 +10,12 @@ import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import Remark, caller_origin, emit
+from tinyc.ir.dtype import converted_array
 from tinyc.ir.node import BACKWARD, OPTIMIZER, marking
 from tinyc.optim.arena import Run, Segment, arrange, runs, state_tensor
 from tinyc.runtime import recorder
 from tinyc.tensor import Tensor, no_grad
+from tinyc.tensor.core import host_array
 
 
 class ParamGroup(dict):  # type: ignore[type-arg]
@@ -126,7 +128,7 @@ class Optimizer:
     def scalars(self, group: ParamGroup, rate: Tensor, done: Tensor) -> tuple[Any, ...]:
         """Return what does not depend on the element, from 0-d f64 rate and steps done before.
 
-        Numbers stay as they are, tensors become of the parameters' dtype.
+        Numbers stay as they are, tensors become of the parameters' dtype; f32 for halves.
         """
         raise NotImplementedError
 
@@ -221,16 +223,18 @@ class Optimizer:
         done = group.steps
         if len(set(group.classes)) > 1:
             done = done - group.missed[run.pieces[0].index]
-        dtype = run.segment.base.dtype
+        stored = run.segment.base.dtype
+        dtype = stored.wide  # steps are computed, and states kept, in f32 at least
         scalars = [
             scalar.to(dtype) if isinstance(scalar, Tensor) else scalar
             for scalar in self.scalars(group, group.value("lr"), done)
         ]
         with marking(BACKWARD):
-            grad = run.gradient()
+            grad = run.gradient().to(dtype)
         if group["maximize"]:
             grad = -grad
-        run.write_params(self.update(group, scalars, run, run.read_params(), grad))
+        new = self.update(group, scalars, run, run.read_params().to(dtype), grad)
+        run.write_params(new.to(stored))
 
     def _count_missed(self, group: ParamGroup, missing: list[int]) -> None:
         flags = np.zeros(len(group["params"]), np.float64)
@@ -301,7 +305,9 @@ class Optimizer:
         states = []
         for group, theirs in zip(self.param_groups, saved):
             rows = [state_dict["state"].get(number, {}) for number in theirs["params"]]
-            rows = [{k: np.asarray(v) for k, v in row.items() if v is not None} for row in rows]
+            rows = [
+                {k: host_array(v, None) for k, v in row.items() if v is not None} for row in rows
+            ]
             self._check_state(group, rows)
             states.append(rows)
         for group, theirs, rows in zip(self.param_groups, saved, states):
@@ -325,7 +331,8 @@ class Optimizer:
                 flat = np.zeros(segment.size, tensor.dtype.np)
                 for piece in segment.pieces:
                     if name in rows[piece.index]:
-                        flat[piece.start : piece.stop] = rows[piece.index][name].ravel()
+                        row = converted_array(rows[piece.index][name], tensor.dtype)
+                        flat[piece.start : piece.stop] = row.ravel()
                 tensor.load(flat)
         steps = np.array([float(row.get("step", 0)) for row in rows])
         most = steps.max(initial=0)

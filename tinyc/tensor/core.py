@@ -29,6 +29,7 @@ from tinyc.ir.dtype import (
     i32,
     i64,
     numbers,
+    stored,
 )
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import OPS, describe, fail
@@ -225,7 +226,7 @@ class Tensor(Operations, Views, Writing, Creation):
     def _shared(self, name: str) -> np.ndarray:
         """Return the values as numpy sees them; those of bf16 in the dtype of ml_dtypes."""
         array = array_of(self)
-        return array if self.dtype is not bf16 else as_bfloat16(array, name)
+        return array if self.dtype is not bf16 else array.view(numpy_bfloat16(name))
 
     def _numbers(self) -> np.ndarray:
         """Return the values in a dtype that numpy calculates with: halves as f32."""
@@ -599,6 +600,8 @@ def host_array(data: Any, dtype: DType | None) -> np.ndarray:
         array = array_of(data)
     elif isinstance(data, (np.ndarray, np.generic)):
         array = np.asarray(data)
+    elif str(getattr(data, "dtype", "")) == "torch.bfloat16":
+        array = stored(np.asarray(data.detach().float().cpu()), bf16)  # which numpy can't take over
     else:
         array = _from_python(data)
     if dtype is not None and array.dtype != dtype.np:
@@ -606,8 +609,8 @@ def host_array(data: Any, dtype: DType | None) -> np.ndarray:
     return array
 
 
-def as_bfloat16(array: np.ndarray, name: str) -> np.ndarray:
-    """Return the elements of bf16 in numpy's dtype for them, which is another package's."""
+def numpy_bfloat16(name: str) -> Any:
+    """Return numpy's type of bf16, which is another package's; DTypeError where that is missing."""
     try:
         from ml_dtypes import bfloat16
     except ImportError:
@@ -615,7 +618,7 @@ def as_bfloat16(array: np.ndarray, name: str) -> np.ndarray:
             f"{name}: numpy has no bfloat16 of its own; install the package that has:"
             " pip install 'tinyc[bf16]', or use .float() first"
         ) from None
-    return array.view(bfloat16)
+    return bfloat16
 
 
 def _plain(value: Any) -> np.ndarray:
