@@ -10,7 +10,9 @@ from training_steps import benchmarks, case_of
 
 import tinyc
 from tinyc import compiler
+from tinyc.composites import linear, reductions
 from tinyc.ir import build as b
+from tinyc.ir import dtype as d
 from tinyc.ir.dtype import bf16, f16, f32
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import Node
@@ -58,6 +60,24 @@ def test_halves_are_those_of_the_evaluator(backend, dtype):
     found = Compiled(outputs, device=backend)(memory)
     for got, want in zip(found, evaluate(outputs, memory), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-3 if dtype is f16 else 2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [d.f16, d.bf16], ids=repr)
+def test_halves_are_widened_and_rounded(backend, dtype):
+    """Every half, f32 at and beside the middles of some, arithmetic, sums and products."""
+    rng = np.random.default_rng(0)
+    wide = (rng.integers(0, 1 << 32, 1 << 14, np.uint32) & 0xFFFF8001).astype(np.uint32)
+    (x, y, a, w), memory = buffers(
+        np.arange(1 << 16, dtype=np.uint16).view(dtype.np), wide.view(np.float32),
+        *(d.stored(floats(*shape), dtype) for shape in ((140, 70), (70, 96))))
+    exact = [b.cast(x, d.f32), b.cast(y, dtype), b.mul(b.cast(y, dtype), 3.0),
+             b.materialize(b.permute(a, (1, 0)))]
+    near = [linear.matmul(a, w), reductions.softmax(a), b.sum_(a, (0,))]
+    found = Compiled((*exact, *near), device=backend)(memory)
+    for out, mine, want in zip((*exact, *near), found, evaluate((*exact, *near), memory)):
+        mine, want = (d.numbers(v, out.dtype) for v in (mine, want))
+        step = d.finfo(dtype).eps if out in near else 0.0
+        np.testing.assert_allclose(mine, want, step, step / 64, err_msg=out.op.value)
 
 
 @pytest.mark.slow
