@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from tinyc.codegen import mathfn
+from tinyc.codegen.depth import DepthPart, depth_parts, in_one
 from tinyc.codegen.owners import Owners
 from tinyc.codegen.primitives import WIDEST_LANES
 from tinyc.codegen.rebase import Bases, place, rebase
@@ -167,22 +168,43 @@ class CScope(Scope):
         a, offsets, lines = self.offsets(stmt.a.storage, stmt.height, stmt.row, stmt.first, base,
                                          pad)
         outer, inner = levels[:-3], levels[-3:]
-        name, b, tile = self.tile_name(stmt), self.storage(stmt.b.storage), self.storage(stmt.tile)
         calls = []
-        for part in [in_one(inner)] if stmt.limit is not None else depth_parts(inner):
-            sizes = [str(n) for n, _ in part.levels]
+        sums = stmt.height * (stmt.width // stmt.lanes)
+        adds = stmt.more != Affine.const_of(0)
+        for part in depth_parts(inner, sums, adds) if stmt.limit is None else [in_one(inner)]:
+            sizes = [*(str(n) for n, _ in part.levels), str(part.last)]
             if stmt.limit is not None and not outer:
-                sizes[-1 if len(inner) == 1 else 0] = ends[0]
-            steps = ", ".join(str(step) for _, step in part.levels)
-            at, bt = (f" + {part.before * n}" if part.before else ""
-                      for n in (inner[-1][1], stmt.b_stride))
-            call = (f"{name}({', '.join(sizes)}, {steps}, {part.many}, {a}{at}{{at}}, {offsets}, "
-                    f"{b} + {self.index(stmt.b.index)}{bt}{{bt}}, {stmt.b_stride}, "
-                    f"{tile} + {self.index(stmt.at)}, {stmt.apart}, {{more}});")
-            more = "1" if part.before else self.index(stmt.more)
-            calls += self.outer_levels(call, outer, inner, ends, stmt.b_stride, pad) if outer else [
-                pad + call.format(at="", bt="", more=more)]
+                sizes = [ends[0], *sizes[1:]] if len(inner) > 1 else ["1", "1", *ends, *ends]
+            calls += self.tile_call(stmt, part, sizes, (a, offsets), list(zip(outer, ends)), pad)
         return [*before, *lines, *calls]
+
+    def tile_call(self, stmt: MicroKernel, part: DepthPart, sizes: list[str], a: tuple[str, str],
+                  outer: list[tuple[tuple[int, int], str]], pad: str) -> list[str]:
+        """A call of the register tile for a part of the depth, in loops around it if it has some:
+        ((extent, stride), end) for each. `a` is the row operand and the offsets of its rows."""
+        name, b, tile = self.tile_name(stmt), self.storage(stmt.b.storage), self.storage(stmt.tile)
+        pointer, offsets = a
+        outer = [*outer, *((level, str(level[0])) for level in part.around)]
+        steps = ", ".join(str(step) for _, step in part.levels)
+        more = "1" if part.before else self.index(stmt.more)
+        at, bt = "", ""
+        if part.before:
+            at, bt = (f" + {part.before * n}" for n in (part.levels[-1][1], stmt.b_stride))
+        names = [f"d{self.temporaries}_{k}" for k in range(len(outer))]
+        if outer:
+            count = "0"
+            for d, ((n, _), _) in zip(names, outer):
+                count = f"(({count}) * {n} + {d})"
+            at += "".join(f" + {step} * {d}" for d, ((_, step), _) in zip(names, outer))
+            bt += f" + {stmt.b_stride * part.points} * {count}"
+            more = f"{count} > 0" if more == "0" else f"{more} + {count} > 0"
+        call = (f"{name}({', '.join(sizes)}, {steps}, {part.many}, {pointer}{at}, {offsets}, "
+                f"{b} + {self.index(stmt.b.index)}{bt}, {stmt.b_stride}, "
+                f"{tile} + {self.index(stmt.at)}, {stmt.apart}, {more});")
+        if not outer:
+            return [pad + call]
+        loops = (f"for (long {d} = 0; {d} < {end}; {d}++)" for d, (_, end) in zip(names, outer))
+        return [pad + " ".join(loops), f"{pad}  {call}"]
 
     def tile_name(self, stmt: MicroKernel) -> str:
         """The name of the register tile, which the program then has."""
@@ -238,22 +260,6 @@ class CScope(Scope):
             f"{pad}}}",
         ]
 
-    def outer_levels(self, call: str, outer: list[tuple[int, int]], inner: list[tuple[int, int]],
-                     ends: list[str], b_stride: int, pad: str) -> list[str]:
-        """Loops around the register tile for a depth that has more than three levels."""
-        below = b_stride
-        for n, _ in inner:
-            below *= n
-        names = [f"d{self.temporaries}_{k}" for k in range(len(outer))]
-        count = "0"
-        for name, (n, _) in zip(names, outer):
-            count = f"(({count}) * {n} + {name})"
-        at = " + " + " + ".join(f"{s} * {name}" for name, (_, s) in zip(names, outer))
-        loops = " ".join(f"for (long {name} = 0; {name} < {end}; {name}++)"
-                         for name, end in zip(names, ends))
-        return [f"{pad}{loops}", pad + "  " + call.format(at=at, bt=f" + {below} * {count}",
-                                                         more=f"{count} > 0")]
-
 
 def sums_lanes(stmt: Stmt) -> bool:
     """True if a statement clears lanes of sums, adds to them, or makes them of other lanes."""
@@ -263,45 +269,6 @@ def sums_lanes(stmt: Stmt) -> bool:
         return not stmt.value.value
     return stmt.accumulate == "sum" or (stmt.accumulate is None and all(
         x.storage.role == "register" for x in loads(stmt.value)))
-
-
-# The longest chain of additions, where that is for the tile to choose: an error grows with its
-# length, so products are summed in parts, and the parts are summed. Of many parts that chain is
-# long as well: then they are longer.
-SHORT_SUM, LONGEST_SUM, MOST_PARTS_OF_SUM = 96, 128, 64
-
-
-@dataclass(frozen=True)
-class DepthPart:
-    """A part of the depth for one call of the tile: (extent, stride) of three loops, outer first,
-    how many steps of the first one make one sum, and how many points of the depth come before."""
-
-    levels: tuple[tuple[int, int], ...]
-    many: int
-    before: int = 0
-
-
-def depth_parts(levels: list[tuple[int, int]]) -> list[DepthPart]:
-    """The depth, of up to three levels. A single one is cut so that chains of additions are short:
-    into equal parts if there are any, else into parts and a rest."""
-    if len(levels) > 1:
-        return [in_one(levels)]
-    ((n, step),) = levels
-    longest = LONGEST_SUM
-    while n > MOST_PARTS_OF_SUM * longest:
-        longest *= 2
-    lengths = [k for k in range(min(longest, n // 2), longest // 3, -1) if n % k == 0]
-    length = n if n <= SHORT_SUM else lengths[0] if lengths else longest
-    whole = DepthPart(((n // length, length * step), (1, 0), (length, step)), 1)
-    rest = n % length
-    return [whole, replace(in_one([(rest, step)]), before=n - rest)] if rest else [whole]
-
-
-def in_one(levels: list[tuple[int, int]]) -> DepthPart:
-    """The depth, of up to three levels, as one sum. Several are a window, whose short loops
-    compilers unroll; cutting its sum costs 5 %."""
-    first, *middle, last = [(1, 0)] * (2 - len(levels)) + levels
-    return DepthPart((first, middle[0] if middle else (1, 0), last), first[0])
 
 
 def merged_levels(stmt: MicroKernel) -> list[tuple[int, int]]:

@@ -217,7 +217,8 @@ def number(dtype: str, space: str) -> str:
 
 def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
     """The register tile: height x (width / lanes) accumulators of `lanes` numbers each, which are
-    added to the tile after `many` steps of the outermost loop."""
+    added to the tile after `many` steps of the outermost loop, whose last one has `last` steps of
+    the innermost loop."""
     t, lanes = TYPES[stmt.tile.dtype.name], stmt.lanes
     ta, tb = (TYPES[x.dtype.name] for x in (stmt.a, stmt.b))
     one, row = number(stmt.a.dtype.name, spaces[0]), loaded(stmt.b.dtype.name, lanes, spaces[1])
@@ -226,7 +227,7 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
     sums = [(f"c{i}_{j}", f"tile + {i} * apart + {j * lanes}") for i in rows for j in cols]
     lines = [
         f"static void {name}(",
-        "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
+        "    long n2, long n1, long n0, long last, long s2, long s1, long s0, long many,",
         f"    {spaces[0]} const {ta} *a, const long *row, {spaces[1]} const {tb} *b, long step,",
         f"    {spaces[2]} {t} *tile, long apart, long more) {{",
         f"  {v} " + ", ".join(c for c, _ in sums) + ";",
@@ -237,7 +238,8 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
         "    for (; k2 < stop; k2++)",
         "      for (long k1 = 0; k1 < n1; k1++) {",
         "        long o = k2 * s2 + k1 * s1;",
-        "        for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+        "        const long n = k2 + 1 < n2 ? n0 : last;",
+        "        for (long k0 = 0; k0 < n; k0++, o += s0, b += step) {",
         *(f"          const {v} b{j} = {row.format(at=f'b + {j * lanes}')};" for j in cols),
         *(f"          {{ const {v} x = ({v})({one.format(at=f'a{i} + o')}); "
           + " ".join(f"c{i}_{j} = fma(x, b{j}, c{i}_{j});" for j in cols) + " }" for i in rows),

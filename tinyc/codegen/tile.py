@@ -12,6 +12,8 @@ from tinyc.codegen.render import TYPES
 # Empty statements. TC_PIN keeps a vector in a register, where gcc would load it again for each use.
 # TC_HOLD keeps an offset as it is, where gcc would walk a pointer for each row: x86 has too few
 # registers for many, and takes as long to set them up as for three steps of a 12 x 32 tile.
+# TC_STORED makes gcc store an array, where it would keep it in registers. It does not see that sums
+# of parts are written before they are read.
 # Who defines TC_PIN before, because the machine has no such vectors, goes without.
 MACROS = """\
 #if defined(TC_PIN)
@@ -27,6 +29,10 @@ MACROS = """\
 #else
 #define TC_HOLD(x)
 #endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#define TC_STORED(p) __asm__ __volatile__("" : : "r"(p) : "memory")
 #if defined(__clang__) || __GNUC__ >= 12
 #define TC_SHUFFLE(m, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -52,6 +58,8 @@ WHOLE = {1: "char", 2: "short", 4: "int", 8: "long"}
 
 # From how many rows on the pointers to them do not fit x86's registers beside the counters.
 MANY_ROWS = 11
+# Vector registers, by the bytes of one; 16 where nothing else is known.
+REGISTERS = {64: 32}
 
 
 def vector_types(dtype: str, lanes: int) -> list[str]:
@@ -127,57 +135,67 @@ def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: in
     """The register tile: height x (width / lanes) vector accumulators kept in registers.
 
     `a` and `b` are the dtypes of the operands: that of the sums, or halves, which are widened.
-    After `many` steps of the outermost loop they begin anew, and are added up in the first cache.
+    The last step of the outermost loop has `last` steps of the innermost one. After `many` steps
+    of the outermost one the sums begin anew, and what they were is added up in the first cache,
+    beside the multiply-adds of the next part, which do not wait for it.
     """
     t, ta, tb = (TYPES[kind] for kind in (dtype, a, b))
     v = f"tc_v{lanes}{dtype}"
     needs, load = loaded(b, dtype, lanes)
     number = {dtype: "{at}", "f16": "TC_NUMBER_F16({at})", "bf16": "tc_widen_bf16({at})"}[a]
     rows, cols = range(height), range(width // lanes)
-    sums = [f"c{i}_{j}" for i in rows for j in cols]
-    places = [f"*({v}u *)(tile + {i} * apart + {j * lanes})" for i in rows for j in cols]
+    place = f"*({v}u *)(tile + {{}} * apart + {{}})"
+    sums = {f"c{i}_{j}": place.format(i, j * lanes) for i in rows for j in cols}
     lines = [
         *vector_types(dtype, lanes), *needs, *([NUMBER_F16] if a == "f16" else []),
         f"static __attribute__((noinline)) void {tile_name(dtype, a, b, height, lanes, width)}(",
-        "    long n2, long n1, long n0, long s2, long s1, long s0, long many,",
-        f"    const {ta} *a, const long *row, const {tb} *b, long step, {t} *restrict tile, "
-        "long apart,",
-        "    long more) {",
+        "    long n2, long n1, long n0, long last, long s2, long s1, long s0, long many,",
+        f"    const {ta} *a, const long *row, const {tb} *b, long step, {t} *restrict tile,",
+        "    long apart, long more) {",
         "  " + v + " " + ", ".join(f"{c} = {{0}}" for c in sums) + f", part[{len(sums)}];",
         "  const " + ta + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         *(["  " + " ".join(f"TC_HOLD(a{i});" for i in rows)] if height >= MANY_ROWS else []),
-        f"  for (long i = 0; i < {len(sums)} && many < n2; i++) part[i] = ({v}){{0}};",
         "  for (long k2 = 0, left = many; k2 < n2; k2++) {",
+        "    const long n = k2 + 1 < n2 ? n0 : last;",
         "    for (long k1 = 0; k1 < n1; k1++) {",
         "      long o = k2 * s2 + k1 * s1;",
-        "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+        "      for (long k0 = 0; k0 < n; k0++, o += s0, b += step) {",
         "        " + " ".join(f"{v} b{j} = {load.format(at=f'b + {j * lanes}')}; TC_PIN(b{j});"
                               for j in cols),
+        *(["        TC_HOLD(o);"] if height >= MANY_ROWS else []),
+        *(f"        {{ const {t} x = {number.format(at=f'a{i}[o]')}; "
+          + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }" for i in rows),
+        "      }",
+        "    }",
+        *parts_added(v, list(sums), 2 * len(sums) <= REGISTERS.get(lanes * WIDTHS[dtype], 16)),
+        *stored(sums),
     ]
-    if height >= MANY_ROWS:
-        lines.append("        TC_HOLD(o);")
-    for i in rows:
-        products = " ".join(f"c{i}_{j} += x * b{j};" for j in cols)
-        lines.append(f"        {{ const {t} x = {number.format(at=f'a{i}[o]')}; {products} }}")
-    lines += ["      }", "    }", *parts_added(v, sums), "  if (more) {"]
-    lines += [*(f"    {c} += {place};" for c, place in zip(sums, places)), "  }"]
-    lines += [f"  {place} = {c};" for c, place in zip(sums, places)]
     return "\n".join([*lines, "}"])
 
 
-def parts_added(v: str, sums: list[str]) -> list[str]:
-    """The end of the outermost loop, where a part of the sums ends, and all parts added up."""
+def stored(sums: dict[str, str]) -> list[str]:
+    """Sums added to what their places hold, if they are to be, and stored there."""
+    return ["  if (more) {", *(f"    {c} += {place};" for c, place in sums.items()), "  }",
+            *(f"  {place} = {c};" for c, place in sums.items())]
+
+
+def parts_added(v: str, sums: list[str], spare: bool) -> list[str]:
+    """The end of the outermost loop, where a part of the sums ends, and all parts added up.
+
+    With registers to `spare` gcc would keep all parts in them, and move them twice each time.
+    """
+    added = " ".join(f"{c} += part[{i}];" for i, c in enumerate(sums))
     return [
         "    if (many < n2 && --left == 0 && k2 + 1 < n2) {",
-        "      left = many;",
-        "      " + " ".join(f"part[{i}] += {c};" for i, c in enumerate(sums)),
+        f"      if (k2 >= many) {{ {added} }}",
+        "      " + " ".join(f"part[{i}] = {c};" for i, c in enumerate(sums)),
+        *(["      TC_STORED(part);"] if spare else []),
         f"      {v} none = ({v}){{0}}; TC_PIN(none);",
         "      " + " = ".join(sums) + " = none;",
+        "      left = many;",
         "    }",
         "  }",
-        "  if (many < n2) {",
-        "    " + " ".join(f"{c} += part[{i}];" for i, c in enumerate(sums)),
-        "  }",
+        f"  if (many < n2) {{ {added} }}",
     ]
 
 
