@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from random_graphs import Graph, assert_same, grow, outputs_of, tolerance
-from running import BLOCKS, interpreted
+from running import BLOCKS, buffers, floats, interpreted, plan_of
 
+from tinyc.codegen.rebase import accesses
+from tinyc.composites.normalization import layer_norm
+from tinyc.composites.reductions import softmax
+from tinyc.ir import build as b
+from tinyc.ir.autograd import vjp
 from tinyc.ir.evaluate import evaluate
+from tinyc.ir.index import Affine
+from tinyc.ir.loop import Barrier, Combine, For, LoopKernel, Store, statements
 from tinyc.ir.node import Node
+from tinyc.ir.program import GPU, Target
+from tinyc.ir.verify_loops import shared_storages
 
 GRAPHS = 40
 
@@ -30,3 +41,124 @@ def test_random_graphs_agree_with_the_evaluator(seed):
         got = interpreted(outputs, g.memory, fuse, target=BLOCKS)
         for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
             assert_same(mine, theirs, near, f"output {i} of graph {seed}")
+
+
+def gpu_kernels(outputs: list[Node]) -> list[LoopKernel]:
+    return plan_of(outputs, target=GPU).kernels
+
+
+def kinds(kernel: LoopKernel) -> set[str]:
+    return {s.kind for s in statements(kernel.body) if isinstance(s, For)}
+
+
+def check(outputs: list[Node], memory: dict[int, np.ndarray], target: Target = BLOCKS) -> None:
+    want = evaluate(outputs, memory)
+    for mine, theirs in zip(interpreted(outputs, memory, target=target), want, strict=True):
+        np.testing.assert_allclose(mine, theirs, 1e-4, 1e-5)
+
+
+def test_a_map_gives_each_thread_a_vector():
+    (x, y), memory = buffers(floats(12, 20), floats(12, 20))
+    outputs = [b.mul(b.exp(x), b.add(y, x))]
+    check(outputs, memory)
+    (large,), _ = buffers(floats(512, 1024))
+    (kernel,) = gpu_kernels([b.exp(large)])
+    assert (kernel.chunks, kernel.threads) == (512, 256)
+    assert kinds(kernel) == {"chunk", "thread", "vector"}
+
+
+def test_a_map_whose_rows_are_no_vectors_has_none():
+    (x,), memory = buffers(floats(13, 7))
+    outputs = [b.exp(b.slice_(x, (0, 1), (13, 6), (1, 1)))]
+    check(outputs, memory)
+    assert "vector" not in kinds(gpu_kernels(outputs)[0])
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (3, 1000), (300, 6), (1, 7), (40, 1)], ids=str)
+def test_softmax_and_its_gradient_are_one_launch_each(shape):
+    (x, g), memory = buffers(floats(*shape), floats(*shape, seed=1))
+    y = softmax(x, -1)
+    outputs = [y, *vjp([y], [g], [x])]
+    check(outputs, memory)
+    for kernel in gpu_kernels([y]):
+        assert not kernel.finish
+    assert len(gpu_kernels([y])) == 1
+
+
+def test_the_threads_of_a_row_wait_only_where_others_read_what_they_wrote():
+    (x,), _ = buffers(floats(64, 1024))
+    (kernel,) = gpu_kernels([softmax(x, -1)])
+    found = list(statements(kernel.body))
+    assert sum(isinstance(s, Combine) for s in found) == 2
+    assert not any(isinstance(s, Barrier) for s in found)
+    assert any(isinstance(s, Store) and s.storage.role == "shared" for s in found)
+
+
+@pytest.mark.parametrize("shape", [(9, 16), (70, 24), (33, 5)], ids=str)
+def test_layer_norm_and_its_gradients(shape):
+    memory_of = floats(*shape), floats(shape[1], seed=1), floats(shape[1], seed=2)
+    (x, w, c, g), memory = buffers(*memory_of, floats(*shape, seed=3))
+    y = layer_norm(x, (shape[1],), w, c)
+    check([y, *vjp([y], [g], [x, w, c])], memory)
+
+
+@pytest.mark.parametrize("shape, axes", [
+    ((500,), (0,)), ((4, 300), (0, 1)), ((90, 12), (0,)), ((7, 5, 30), (0, 2)), ((2, 2000), (1,)),
+    ((3000, 3), (0,))], ids=str)
+def test_sums_over_all_blocks(shape, axes):
+    (x,), memory = buffers(floats(*shape))
+    check([b.sum_(x, axes), b.max_(x, axes)], memory)
+
+
+def test_columns_are_summed_in_registers_and_in_the_end_by_a_block_each():
+    (x,), _ = buffers(floats(4096, 96))
+    (kernel,) = gpu_kernels([b.sum_(x, (0,))])
+    assert kernel.chunks > 50 and kernel.last.extent == 96
+    (row,) = [s for s in statements(kernel.body) if isinstance(s, For) and s.var.name == "share"]
+    assert all(s.storage.role == "register" for s in row.body if isinstance(s, Store))
+
+
+@pytest.mark.parametrize("shape, order", [
+    ((40, 70), (1, 0)), ((64, 32), (1, 0)), ((3, 33, 17), (0, 2, 1)), ((9, 3, 40), (2, 1, 0))],
+    ids=str)
+def test_transposes_go_through_tiles(shape, order):
+    (x,), memory = buffers(floats(*shape))
+    outputs = [b.add(b.permute(x, order), 1)]
+    check(outputs, memory, replace(BLOCKS, shared=16 << 10))
+    (kernel,) = gpu_kernels(outputs)
+    assert any(isinstance(s, Barrier) for s in statements(kernel.body))
+    for loop in statements(kernel.body):
+        if isinstance(loop, For) and loop.kind == "thread":
+            for storage, index in (place for s in statements(loop.body) for place in accesses(s)):
+                first, second = (index.substitute({loop.var: Affine.const_of(k)}) for k in (0, 1))
+                assert storage.role == "shared" or second - first == Affine.const_of(1)
+
+
+@pytest.mark.parametrize("rows, columns, updates", [
+    (6, 5, 40), (50, 3, 7), (4, 300, 9), (9, 1, 33)])
+def test_a_scatter_has_blocks_that_own_rows_and_is_exact(rows, columns, updates):
+    index = np.random.default_rng(0).integers(0, rows, updates)
+    (u, i), memory = buffers(floats(updates, columns), index)
+    outputs = [b.scatter_add(u, i, 0, rows)]
+    check(outputs, memory)
+    (kernel,) = gpu_kernels(outputs)
+    assert kernel.threads == GPU.warp
+    assert not any(s.atomic for s in statements(kernel.body) if isinstance(s, Store))
+
+
+def test_a_kernel_never_needs_more_memory_on_the_chip_than_there_is():
+    (x,), memory = buffers(floats(6, 90))
+    outputs = [softmax(x, -1)]
+    for shared in (64, 256, 512, 4096):
+        target = replace(BLOCKS, shared=shared)
+        check(outputs, memory, target)
+        for kernel in plan_of(outputs, target=target).kernels:
+            assert sum(s.nbytes for s in shared_storages(kernel.body)) <= shared
+
+
+def test_blocks_do_not_depend_on_what_runs_and_results_are_the_same_bits():
+    (x,), memory = buffers(floats(70, 50))
+    outputs = [b.sum_(b.exp(x), (0,)), b.sum_(x, (0, 1))]
+    first = interpreted(outputs, memory, target=BLOCKS)
+    for mine, theirs in zip(first, interpreted(outputs, memory, target=BLOCKS), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

@@ -6,8 +6,8 @@ over the whole grid have a part in each block, which the end of the kernel adds 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tinyc.codegen import primitives as p
 from tinyc.codegen.cpu import collapse_all, everywhere, from_the_root, keep_sums
@@ -15,10 +15,11 @@ from tinyc.codegen.crew import Crew
 from tinyc.codegen.gpu_block import schedule_nest
 from tinyc.codegen.gpu_contract import schedule_product
 from tinyc.codegen.gpu_tile import WARP
+from tinyc.codegen.gpu_transpose import in_tiles
 from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width
 from tinyc.codegen.products import expand_contractions
 from tinyc.codegen.rebase import accesses
-from tinyc.codegen.spread import Costs, alone, has_loops
+from tinyc.codegen.spread import Costs, Division, alone, has_loops
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
@@ -52,18 +53,11 @@ SHARE = 64
 FOR_SUMS = 8
 
 
-@dataclass(frozen=True)
-class Division:
-    """One way to divide statements: how many blocks, of how many threads, and what each runs."""
-
-    cost: float
-    blocks: int
-    threads: int
-    make: Callable[[Affine], Body]
-
-
 def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel for blocks of threads."""
+    if kernel.threads > 1:
+        verify_threads(kernel, target.shared)
+        return kernel
     p.number_names()
     if target.threads >= WARP and any(isinstance(s, Contraction) for s in statements(kernel.body)):
         made = schedule_product(kernel, target) or schedule_nest(kernel, target)
@@ -78,13 +72,16 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
 
 def loops_on_grid(kernel: LoopKernel, target: Target) -> LoopKernel:
     """A kernel of loops for blocks of threads."""
+    if kernel.chunks == 1 and kernel.finish:  # one block does all that little work
+        kernel = replace(kernel, body=(*kernel.body, *kernel.finish), finish=())
     body = prepared(expand_contractions(kernel.body, kernel.chunks))
     body = on_chip(body, target)
     costs = Costs()
     if uses(body, kernel.chunk) or not independent(body):
         kernel = in_chunks(kernel, body, costs, target)
     else:
-        best = min(divisions(body[0], costs, target, sizes(target)), key=lambda d: d.cost)
+        best = in_tiles(body[0], sizes(target)[-1], target) or min(
+            divisions(body[0], costs, target, sizes(target)), key=lambda d: d.cost)
         kernel = replace(kernel, body=on_grid([best]), threads=best.threads,
                          chunk=Var("chunk", max(1, best.blocks)))
     if kernel.finish:
@@ -172,7 +169,7 @@ def each_block(loops: tuple[For, ...], threads: int, costs: Costs) -> Division:
     rows, body = count(loops), loops[-1].body
 
     def make(block: Affine) -> Body:
-        digits = unravel(block, [loop.var.extent for loop in loops])
+        digits = unravel(block, [max(1, loop.var.extent) for loop in loops])
         names = dict(zip([loop.var for loop in loops], digits))
         inside = tuple(substitute_stmt(s, names) for s in body)
         made = Crew(threads, costs).block(inside)

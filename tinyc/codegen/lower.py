@@ -1,9 +1,10 @@
 """Loop trees -> loop IR: addresses, accumulators, private sums of chunks, contractions."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tinyc.codegen.contract import grid_chunks
+from tinyc.codegen.gpu_scatter import RowScatter, rows_of
 from tinyc.codegen.primitives import identity
 from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements, stage_work
@@ -64,6 +65,9 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
     """The unscheduled loops of one kernel."""
     target = choices.on(target)
     stages = nest.stages()
+    rows = rows_of(stages[0]) if stages[0].kind == "scatter" and target.threads > 1 else None
+    if rows is not None and not nest.finish:
+        return scatter_rows(nest, RowScatter(rows, target, concrete, note_of(stages[0])))
     chunks = chunk_count(nest, stages, target)
     low = Lowering(plan, nest, target, Var("chunk", chunks))
     body: list[Stmt] = []
@@ -77,11 +81,23 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
             finish.extend(combine(low, stage))
     for tree in nest.finish:
         finish.extend(lower_tree(low, tree, (), root=False))
+    return kernel_of(nest, tuple(body), tuple(finish), low.chunk)
+
+
+def kernel_of(nest: Nest, body: tuple[Stmt, ...], finish: tuple[Stmt, ...],
+              chunk: Var) -> LoopKernel:
+    """A kernel with what is known of its members."""
+    stages = nest.stages()
     members = tuple(s.name for s in stages)
     origins = tuple(dict.fromkeys(s.node.origin for s in stages if s.node.origin))
     lines = {s.name: s.node.origin for s in stages if s.node.origin}
-    return LoopKernel(kernel_name(nest), tuple(body), tuple(finish), low.chunk,
-                      members, origins, lines)
+    return LoopKernel(kernel_name(nest), body, finish, chunk, members, origins, lines)
+
+
+def scatter_rows(nest: Nest, made: RowScatter) -> LoopKernel:
+    """A scatter as blocks of threads do it: no recipe changes it any more."""
+    chunk = Var("chunk", made.blocks)
+    return replace(kernel_of(nest, made.body(), (), chunk), threads=made.warp)
 
 
 def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
@@ -113,7 +129,7 @@ def block_count(nest: Nest, root: Loop, work: int, target: Target) -> int:
     while len(nest.stages()) == 1 and len(tree) == 1 and isinstance(tree[0], Loop):
         points *= tree[0].var.extent
         tree = tree[0].body
-    return max(1, min(target.chunks, most, points, 4 * work // target.serial_work))
+    return max(1, min(target.chunks, most, points, 16 * work // target.serial_work))
 
 
 # -- trees ---------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def in_one(loops: tuple[For, ...], width: int, at: Affine, part: Var) -> tuple[S
 
     With `width` more than 1 the body is in a loop over the elements of the vector.
     """
-    extents = [loop.var.extent for loop in loops]
+    extents = [max(1, loop.var.extent) for loop in loops]
     extents[-1] //= width
     digits = list(unravel(at, extents))
     digits[-1] = digits[-1] * width + Affine.of(part)

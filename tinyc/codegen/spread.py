@@ -5,6 +5,7 @@ costs only compare ways to divide a kernel.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tinyc.codegen.parallel import chain_of, count
@@ -17,6 +18,16 @@ from tinyc.ir.ops import OPS
 APART = 8.0
 # Arithmetic of one flop beside an access; a barrier or a tree of sums.
 FLOP, WAIT = 0.05, 12.0
+
+
+@dataclass(frozen=True)
+class Division:
+    """One way to divide statements: how many blocks, of how many threads, and what each runs."""
+
+    cost: float
+    blocks: int
+    threads: int
+    make: Callable[[Affine], tuple[Stmt, ...]]
 
 
 @dataclass
