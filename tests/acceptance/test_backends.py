@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kernels_of_gpus import graphs
 from random_graphs import Graph, assert_same, grow, outputs_of, tolerance
 from running import Compiled, buffers, floats
 from training_steps import benchmarks, case_of
@@ -36,6 +37,16 @@ def test_random_graphs_agree_with_the_evaluator(backend, seed):
     got = Compiled(outputs, split=seed % 2 == 1, device=backend)(g.memory)
     for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
         assert_same(mine, theirs, near, f"output {i} of graph {seed}")
+
+
+@pytest.mark.parametrize("name", graphs())
+def test_every_kind_of_kernel_gives_the_same_bits_again(backend, name):
+    outputs, memory = graphs()[name]
+    compiled = Compiled(outputs, device=backend)
+    found = zip(compiled(memory), compiled(memory), evaluate(outputs, memory), strict=True)
+    for mine, again, theirs in found:
+        np.testing.assert_allclose(mine, theirs, 1e-4, 1e-4)
+        np.testing.assert_array_equal(mine, again)
 
 
 @pytest.mark.parametrize("m,k,n", [(70, 50, 40), (3, 300, 65), (130, 17, 33)])
