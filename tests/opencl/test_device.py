@@ -217,8 +217,10 @@ def test_devices_have_numbers_and_newer_drivers_count(monkeypatch):
     old = FakePlatform("PoCL", "OpenCL 3.0 PoCL 3.0", (2, "pthread-EPYC"))
     new = FakePlatform("PoCL", "OpenCL 3.0 PoCL 3.1", (2, "pthread-avx512-EPYC"))
     card = FakePlatform("Vendor", "OpenCL 3.0", (4, "Card A"), (4, "Card B"))
-    monkeypatch.setitem(sys.modules, "pyopencl", FakeDriver(new, old, card))
-    assert [d.name for d in runtime.devices()] == ["Card A", "Card B", "pthread-avx512-EPYC"]
+    simulator = FakePlatform("Oclgrind", "OpenCL 1.2", (15, "Simulator"))
+    monkeypatch.setitem(sys.modules, "pyopencl", FakeDriver(simulator, new, old, card))
+    names = ["Card A", "Card B", "pthread-avx512-EPYC", "Simulator"]
+    assert [d.name for d in runtime.devices()] == names
     with pytest.raises(DeviceError, match="opencl:7: there is no such device; opencl:0 is Card A"):
         runtime.open_device("opencl:7")
 

@@ -27,6 +27,8 @@ NAME = "opencl"
 # Contractions of products and sums are wanted, laxer arithmetic is not, and no advice on style.
 OPTIONS = ("-cl-std=CL1.2", "-w")
 CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
+# The platform that finds errors in kernels, and claims to be of every type.
+SIMULATOR = "Oclgrind"
 # A device is only of use if it compiles this.
 PROBE = "__kernel void probe(__global float *x) { x[get_global_id(0)] *= 2.0f; }"
 # Libraries that Intel's driver needs and does not find.
@@ -48,7 +50,8 @@ def _pyopencl() -> Any:
 def devices() -> list[Any]:
     """Return the devices there are, in the order of their numbers; DeviceError if there is none.
 
-    GPUs come first, then by name; of two drivers of one platform for one device the newer counts.
+    GPUs come first, then by name, simulators last; of two drivers of one platform for one device
+    the newer counts.
     """
     cl = _pyopencl()
     try:
@@ -63,7 +66,10 @@ def devices() -> list[Any]:
     for device in sorted(found, key=lambda d: d.platform.version):
         newest[device.platform.name, device.type, device.vendor_id, _model(device)] = device
     gpu = cl.device_type.GPU
-    return sorted(newest.values(), key=lambda d: (not d.type & gpu, d.platform.name, d.name))
+    return sorted(
+        newest.values(),
+        key=lambda d: (d.platform.name == SIMULATOR, not d.type & gpu, d.platform.name, d.name),
+    )
 
 
 @contextlib.contextmanager
