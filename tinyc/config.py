@@ -15,6 +15,7 @@ from typing import Any
 
 DEVICES = ("cpu", "numpy", "interpret", "opencl", "cuda")
 ISAS = ("native", "avx512", "avx2", "sse2", "neon", "scalar")
+PRECISIONS = ("highest", "high")
 PREFIX = "TINYC_"
 
 _DEBUG_FORM = re.compile(r"(\d+)(?::([^@]*))?(?:@(.*))?")
@@ -68,6 +69,8 @@ class Settings:
     debug: Debug = _switch(Debug(), "what is printed, 0 to 7, as level[:kernel][@pass]")
     device: str = _switch("cpu", "where new tensors live and are computed", DEVICES)
     fuse: bool = _switch(True, "put several operations in one kernel; 0 runs one op a kernel")
+    float32_matmul_precision: str = _switch(
+        "highest", "high lets matrix units of CUDA round f32 to tf32", PRECISIONS)
     tune: bool = _switch(False, "time a few ways to make each kernel, and keep the fastest")
     threads: int = _switch(0, "threads of the native pool; 0 means as many as there are cores")
     isa: str = _switch("native", "vector instructions that code is made for", ISAS)

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from running import SPLITTING, buffers, floats, interpreted, plan_of
+from running import SPLITTING, Compiled, buffers, floats, interpreted, plan_of
 
 from tinyc.codegen import gpu_block, gpu_contract
+from tinyc.codegen.cuda import program as cuda_program
 from tinyc.codegen.gpu_tile import Shape, Sums
 from tinyc.composites import attention, convolution, linear, reductions
 from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
-from tinyc.ir.dtype import f32
+from tinyc.ir.dtype import DType, bf16, f16, f32, numbers, stored
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.index import Var
-from tinyc.ir.loop import Combine, For, LoopKernel, Storage, Store, statements
+from tinyc.ir.loop import (
+    Combine,
+    For,
+    LoopKernel,
+    MicroMma,
+    Stmt,
+    Storage,
+    Store,
+    loads_of,
+    statements,
+)
 from tinyc.ir.node import Node
+from tinyc.ir.program import GPU
+from tinyc.runtime.device import get_device
 
 SMALL = replace(SPLITTING, language="opencl", threads=64, warp=8, shared=40 << 10, chunks=64)
 
@@ -167,3 +185,114 @@ def test_numbers_that_are_not_finite_stay_where_they_are():
     graph, memory = product(20, 36, 19)
     memory[1][3, 5], memory[1][18, 18], memory[2][0, 35] = np.nan, np.inf, -np.inf
     check(graph, memory)
+
+
+# -- matrix instructions -------------------------------------------------------------------------
+
+MATRICES = replace(SMALL, language="cuda", arch="sm_90", threads=256)
+
+
+def product_of(m: int, n: int, k: int, dtype: DType, kind: str = "nn") -> tuple[list[Node], dict]:
+    """a @ b of numbers of a dtype; a t in `kind` marks an operand that is stored transposed."""
+    arrays = (floats(m, k), floats(k, n, seed=1))
+    nodes, memory = buffers(*(stored(np.ascontiguousarray(x.T) if t == "t" else x, dtype)
+                              for x, t in zip(arrays, kind)))
+    x, y = (b.permute(v, (1, 0)) if t == "t" else v for v, t in zip(nodes, kind))
+    return [linear.matmul(x, y)], memory
+
+
+def kinds(kernel: LoopKernel) -> set[str]:
+    """What a kernel's matrix instructions multiply."""
+    return {s.kind for s in statements(kernel.body) if isinstance(s, MicroMma)}
+
+
+@pytest.mark.parametrize("kind", ["nt", "tn"])
+@pytest.mark.parametrize("dtype", [f16, bf16, f32], ids=str)
+def test_warps_multiply_by_matrix_instructions(monkeypatch, dtype, kind):
+    monkeypatch.setattr(gpu_contract, "MATRICES", (Shape(16, 32, 16, 16, 16),))
+    graph, memory = product_of(18, 20, 9, dtype, kind)
+    target = replace(MATRICES, tf32=True)
+    (kernel,) = plan_of(graph, target=target).kernels
+    assert kinds(kernel) == {"tf32" if dtype is f32 else dtype.name}
+    (mine,), (theirs,) = interpreted(graph, memory, target=target), evaluate(graph, memory)
+    near = {f16: 2e-3, bf16: 1e-2, f32: 5e-3}[dtype]
+    np.testing.assert_allclose(numbers(mine, dtype), numbers(theirs, dtype), rtol=near, atol=near)
+
+
+def test_matrix_instructions_are_for_halves_and_where_f32_may_be_rounded():
+    def used(dtype: DType, **options) -> set[str]:
+        graph, _ = product_of(64, 64, 64, dtype)
+        return kinds(plan_of(graph, target=replace(MATRICES, **options)).kernels[0])
+
+    assert used(bf16) == {"bf16"} and used(f16) == {"f16"}
+    assert used(f32) == set(), "by default nothing is rounded"
+    assert used(f32, tf32=True) == {"tf32"}
+    assert used(bf16, arch="sm_75") == set()
+    assert used(bf16, language="opencl") == set()
+
+
+@pytest.mark.parametrize("kind", ["nn", "tt"])
+@pytest.mark.parametrize("dtype", [f16, bf16, f32], ids=str)
+def test_generated_matrix_instructions_compile_and_agree(cuda, monkeypatch, dtype, kind):
+    """The emulator has functions of its own for what instructions do; nvcc compiles ours."""
+    device = get_device(cuda)
+    target = replace(device.machine(), arch="sm_80", tf32=True)
+    monkeypatch.setattr(device.driver, "machine", lambda: target)
+    graph, memory = product_of(70, 100, 50, dtype, kind)
+    compiled = Compiled(graph, device=cuda)
+    assert f"tc_mma_{'tf32' if dtype is f32 else dtype.name}<" in compiled.program.source
+    (mine,), (theirs,) = compiled(memory), evaluate(graph, memory)
+    near = {f16: 2e-3, bf16: 1e-2, f32: 5e-3}[dtype]
+    np.testing.assert_allclose(numbers(mine, dtype), numbers(theirs, dtype), rtol=near, atol=4*near)
+
+
+# -- what compilers make of it -------------------------------------------------------------------
+
+LARGE = replace(GPU, language="cuda", shared=227 << 10, arch="sm_90")
+
+
+def resources(graph: list[Node], folder: Path, target=LARGE) -> list[tuple[int, int]]:
+    """(registers of a thread, bytes that do not fit them) of each function of a graph's program."""
+    plan = plan_of(graph, target=target)
+    source, _ = cuda_program(plan.kernels, plan.slots)
+    (folder / "program.cu").write_text(source.text)
+    line = ["nvcc", "-cubin", "-arch=sm_90", "-std=c++17", "-w", "-Xptxas", "-v", "program.cu"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
+    text = done.stdout + done.stderr
+    spilled = map(int, re.findall(r"(\d+) bytes spill stores", text))
+    return list(zip(map(int, re.findall(r"Used (\d+) registers", text)), spilled, strict=True))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("dtype", [f32, bf16, "tf32"], ids=str)
+def test_the_sums_of_large_tiles_stay_in_registers(monkeypatch, tmp_path, dtype):
+    """Two blocks of 256 threads share the registers of a multiprocessor: 128 for each thread."""
+    monkeypatch.undo()
+    kind, target = ("nt", replace(LARGE, tf32=True)) if dtype == "tf32" else ("nn", LARGE)
+    a, c = (b.buffer(uid, 0, (4096, 4096), f32 if dtype == "tf32" else dtype, "cpu")
+            for uid in (1, 2))
+    c = b.permute(c, (1, 0)) if kind == "nt" else c
+    graph = [linear.matmul(a, c)]
+    (kernel,) = plan_of(graph, target=target).kernels
+    assert kernel.threads == 256 and kernel.chunks == 32 * 32
+    ((registers, spilled),) = resources(graph, tmp_path, target)
+    assert registers <= 128 and spilled == 0
+
+
+def test_a_thread_loads_a_quarter_of_a_number_from_the_chip_for_each_product(monkeypatch):
+    monkeypatch.undo()
+    a, c = (b.buffer(uid, 0, (4096, 4096), f32, "cpu") for uid in (1, 2))
+    (kernel,) = plan_of([linear.matmul(a, c)], target=LARGE).kernels
+    (step,) = [s for s in statements(kernel.body) if isinstance(s, For)
+               and s.kind == "unroll" and s.var.name.startswith("k_")]
+    read = times(step.body, lambda s: any(x.storage.role == "shared" for x in loads_of(s)))
+    products = times(step.body, lambda s: isinstance(s, Store) and s.accumulate == "sum")
+    assert (read, products) == (16, 64)
+    assert all(s.kind == "vector" for s in statements(step.body) if isinstance(s, For)
+               and any(x.storage.role == "shared" for t in s.body for x in loads_of(t)))
+
+
+def times(body: tuple[Stmt, ...], counts: Callable[[Stmt], bool]) -> int:
+    """How often statements run that are to be counted."""
+    return sum(s.var.extent * times(s.body, counts) if isinstance(s, For) else int(counts(s))
+               for s in body)

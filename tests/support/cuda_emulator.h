@@ -264,6 +264,40 @@ static inline unsigned atomicInc(unsigned *p, unsigned last) {
   return old;
 }
 
+// The tile of a warp (tinyc/codegen/mma.py): each thread adds up its own sums.
+static inline float emulated_tf32(float x) {
+  unsigned bits;
+  memcpy(&bits, &x, 4);
+  bits = (bits + 0x1000) & 0xffffe000u;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+static inline float emulated_bf16(unsigned short x) {
+  const unsigned bits = (unsigned)x << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+static inline float emulated_f16(unsigned short x) {
+  _Float16 value;
+  memcpy(&value, &x, 2);
+  return (float)value;
+}
+#define EMULATED_MMA(kind, T)                                                                    \
+  template <int HEIGHT, int WIDTH, int DEPTH, int A_ROW, int A_DEEP, int B_COLUMN, int B_DEEP>    \
+  static inline void tc_mma_##kind(float *sums, const T *a, const T *b, int lane) {              \
+    for (int n = 0; n < HEIGHT * WIDTH / 32; n++) {                                              \
+      const int i = n / 4 / (WIDTH / 8), j = n / 4 % (WIDTH / 8), r = n % 4;                      \
+      const int row = 16 * i + lane / 4 + 8 * (r / 2), column = 8 * j + lane % 4 * 2 + r % 2;     \
+      for (int k = 0; k < DEPTH; k++)                                                            \
+        sums[n] += emulated_##kind(a[row * A_ROW + k * A_DEEP]) *                                \
+                   emulated_##kind(b[column * B_COLUMN + k * B_DEEP]);                           \
+    }                                                                                            \
+  }
+EMULATED_MMA(tf32, float)
+EMULATED_MMA(bf16, unsigned short)
+EMULATED_MMA(f16, unsigned short)
+
 template <class T> static inline T __ldg(const T *p) { return *p; }
 template <class To, class From> static inline To emulated_bits(From x) {
   To y;

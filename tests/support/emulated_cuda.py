@@ -258,7 +258,8 @@ class EmulatedDriver(cuda.CudaDriver):
 
     def compile(self, source: str) -> bytes:
         if nvidia_version():
-            for arch in ARCHITECTURES:
+            # Matrix instructions begin with the second of them.
+            for arch in ARCHITECTURES["tc_mma_" in source:]:
                 cuda_compiler.compiled(source, arch)
         return compiled(source, self.flags)
 

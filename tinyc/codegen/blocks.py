@@ -22,6 +22,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroMma,
     MicroPack,
     Stmt,
     Storage,
@@ -254,6 +255,8 @@ def indices_of(stmt: Stmt, seen: set[int]) -> Iterator[Affine]:
         roots = [stmt.cond]
     elif isinstance(stmt, MicroKernel):
         roots, found = [stmt.a, stmt.b], [*found, stmt.first, stmt.more]
+    elif isinstance(stmt, MicroMma):
+        roots = [stmt.a, stmt.b]
     elif isinstance(stmt, MicroPack):
         roots, found = [stmt.b], [*found, stmt.first]
     yield from found

@@ -12,6 +12,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroMma,
     MicroPack,
     Stmt,
     Storage,
@@ -81,6 +82,8 @@ class Counter:
             self.touch(stmt.a.storage, stmt.a.index, self.read)
             self.touch(stmt.b.storage, stmt.b.index, self.read, depth * stmt.b_stride)
             self.touch(stmt.tile, stmt.at, self.written, stmt.height * stmt.apart)
+        elif isinstance(stmt, MicroMma):
+            self.flops += 2 * times * stmt.sums.size * stmt.depth
         elif isinstance(stmt, MicroPack):
             self.touch(stmt.b.storage, stmt.b.index, self.read)
 

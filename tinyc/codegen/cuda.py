@@ -15,10 +15,21 @@ from tinyc.codegen import mathfn
 from tinyc.codegen.blocks import BlockScope, small_indices
 from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
 from tinyc.codegen.launch import launches
+from tinyc.codegen.mma import mma_text
 from tinyc.codegen.rebase import rebase
 from tinyc.codegen.render import TYPES, Functions, KernelText
 from tinyc.ir.dtype import DTYPES, DType
-from tinyc.ir.loop import Combine, LoopKernel, Prefetch, Storage, Store, statements, stored_at
+from tinyc.ir.loop import (
+    Combine,
+    LoopKernel,
+    MicroMma,
+    Prefetch,
+    Stmt,
+    Storage,
+    Store,
+    statements,
+    stored_at,
+)
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
 
@@ -162,6 +173,19 @@ class CudaScope(BlockScope):
         """The language's own name of a vector."""
         return f"{VECTORS.get(dtype.name, TYPES[dtype.name])}{width}"
 
+    def statement(self, stmt: Stmt, depth: int) -> list[str]:
+        if isinstance(stmt, MicroMma):
+            return ["  " * depth + self.mma(stmt)]
+        return super().statement(stmt, depth)
+
+    def mma(self, stmt: MicroMma) -> str:
+        """The call of the tile of a warp."""
+        self.owner.helpers[f"mma_{stmt.kind}"] = None
+        sizes = (stmt.height, stmt.width, stmt.depth, *stmt.a_steps, *stmt.b_steps)
+        a, b = (f"{self.storage(x.storage)} + {self.index(x.index)}" for x in (stmt.a, stmt.b))
+        return (f"tc_mma_{stmt.kind}<{', '.join(map(str, sizes))}>({self.storage(stmt.sums)}, {a}, "
+                f"{b}, {self.index(stmt.lane)});")
+
     def prefetch(self, stmt: Prefetch) -> str:
         """Nothing: other threads run while one waits for memory."""
         return ""
@@ -194,6 +218,8 @@ def helper_text(name: str) -> str:
     """The text of a helper function, for most that of GNU C."""
     if name == "check":
         return CHECK
+    if name.startswith("mma_"):
+        return mma_text(name.removeprefix("mma_"))
     if not name.startswith("combine_"):
         return helper(name).replace("static inline", "TC_INLINE")
     how, dtype = name.split("_")[1:]

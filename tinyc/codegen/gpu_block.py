@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tinyc.codegen.gpu_thin import is_thin, thin
+from tinyc.codegen.gpu_contract import shapes_for
+from tinyc.codegen.gpu_thin import THREADS, is_thin, thin
 from tinyc.codegen.gpu_tile import REACH, Part, Shape, both, counts, epilogue, tile_statements
 from tinyc.codegen.primitives import fresh_number, identity, renamed
 from tinyc.ir.cost import elements
@@ -171,8 +172,8 @@ def nest_of(loop: For) -> Nest:
 class Together:
     """Divides statements among the threads of a block."""
 
-    def __init__(self, threads: int, shared: int) -> None:
-        self.threads, self.shared = threads, shared
+    def __init__(self, threads: int, target: Target) -> None:
+        self.threads, self.target = threads, target
         self.thread = Var("t", threads)
         self.pending = Pending()
         self.flat: dict[tuple[int, int], Var] = {}
@@ -354,7 +355,7 @@ class Together:
             block = Var(f"block{suffix}", one.blocks)
             made = (For(block, (*one.statements(Affine.of(block)), Barrier())),)
             return [*start, *replace_storage(made, self.shared_names(made))]
-        shape = choose_shape(c, self.threads, self.shared)
+        shape = choose_shape(c, self.target)
         rows, cols, deep = counts(c)
         i, j = (Var(f"{word}{suffix}", -(-elements(side) // size)) for word, side, size in (
             ("down", c.rows, shape.rows), ("across", c.cols, shape.cols)))
@@ -428,12 +429,11 @@ def moved(body: tuple[Stmt, ...], copies: dict[Storage, Storage],
     return transform(body, fresh)
 
 
-def choose_shape(c: Contraction, threads: int, shared: int) -> Shape:
+def choose_shape(c: Contraction, target: Target) -> Shape:
     """The tile with which a block is done first."""
-    fits = [s for s in SHAPES if s.threads <= threads
-            and s.shared_bytes(c.tile.dtype.itemsize) <= shared]
-    return min(fits or SHAPES[-1:], key=lambda s: -(-elements(c.rows) // s.rows) * -(
-        -elements(c.cols) // s.cols) * s.high * s.wide / REACH[s.high * s.wide])
+    return min(shapes_for(c, target, SHAPES, elements(c.depth)), key=lambda s: -(
+        -elements(c.rows) // s.rows) * -(-elements(c.cols) // s.cols) * s.rows * s.cols / (
+        s.threads * REACH[s.high * s.wide]))
 
 
 # -- a kernel ------------------------------------------------------------------------------------
@@ -442,12 +442,12 @@ def choose_shape(c: Contraction, threads: int, shared: int) -> Shape:
 def schedule_nest(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel with its body divided among blocks, and inside them among threads."""
     products = [s for s in statements(kernel.body) if isinstance(s, Contraction)]
-    budget = target.shared // 2
-    threads = max((target.warp, *(256 if is_thin(c) else choose_shape(
-        c, target.threads, budget).threads for c in products)))
+    tiles = replace(target, shared=target.shared // 2)
+    threads = max(WARP, *(THREADS if is_thin(c) else choose_shape(c, tiles).threads
+                          for c in products))
     threads = min(threads, target.threads)
     kernel = over_blocks(kernel)
-    made = Together(threads, budget)
+    made = Together(threads, replace(tiles, threads=threads))
     body: list[Stmt] = []
     for stmt in kernel.body:
         if isinstance(stmt, For) and stmt.kind == "chunk":

@@ -7,6 +7,7 @@ side has a few rows only, nothing is worth sharing: threads read what they multi
 """
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from tinyc.codegen.gpu_thin import is_thin, thin
@@ -20,9 +21,10 @@ from tinyc.codegen.gpu_tile import (
     nothing,
     tile_statements,
 )
+from tinyc.codegen.mma import LEAST_ARCH
 from tinyc.codegen.panel import runs_along_rows
 from tinyc.ir.cost import elements
-from tinyc.ir.dtype import DType, f32, f64
+from tinyc.ir.dtype import f32, f64
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
     Alloc,
@@ -46,6 +48,9 @@ from tinyc.ir.program import Target
 SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 16, 8, 4), Shape(64, 128, 16, 4, 8),
           Shape(64, 64, 16, 4, 4), Shape(64, 32, 16, 4, 4), Shape(32, 64, 16, 4, 4),
           Shape(32, 32, 16, 4, 4), Shape(16, 32, 16, 4, 4))
+# Tiles for matrix instructions, whose warps have high x wide sums each.
+MATRICES = (Shape(128, 128, 32, 64, 32), Shape(128, 64, 32, 32, 32), Shape(64, 128, 32, 32, 32),
+            Shape(64, 64, 32, 32, 32), Shape(32, 64, 32, 16, 32), Shape(32, 32, 32, 16, 16))
 # What a tile costs beside its products, in points of the depth.
 TILE_COST = 24
 # A part of the depth has at least so many points.
@@ -75,13 +80,14 @@ def schedule_product(kernel: LoopKernel, target: Target) -> LoopKernel | None:
         return thin_kernel(kernel, loops, c, target)
     m, n, batch = elements(c.rows), elements(c.cols), elements(loops)
     whole = not kernel.finish and not c.limits
-    cut = choose_cut(m, n, elements(c.depth), batch, c.tile.dtype, target, whole)
+    cut = choose_cut(c, batch, target, whole)
     shape = cut.shape
     stretches, each = stretches_of(c, cut)
     cut = replace(cut, parts=-(-stretches // each))
     down, across = -(-m // shape.rows), -(-n // shape.cols)
     chunk = Var("chunk", cut.parts * batch * down * across)
-    part, *outer, tile = unravel(Affine.of(chunk), (
+    block = Var("block", chunk.extent)
+    part, *outer, tile = unravel(Affine.of(block), (
         cut.parts, *(v.extent for v in loops), down * across))
     names = dict(zip(loops, outer))
     c = substituted(c, names)
@@ -91,13 +97,14 @@ def schedule_product(kernel: LoopKernel, target: Target) -> LoopKernel | None:
     if cut.parts == 1:
         body = tile_statements(c, shape, where, "0",
                                lambda r, j, total: epilogue(c, r, j, total))
-        return replace(kernel, body=tuple(body), chunk=chunk, threads=shape.threads)
+        return replace(kernel, body=(For(block, tuple(body), "chunk"),), chunk=chunk,
+                       threads=shape.threads)
     apart = Parts(found[1], loops, cut.parts)
     body = tile_statements(c, shape, where, "0", lambda r, j, total: (
         apart.keep(part, tuple(outer), r, j, total),))
     last = Var("last", -(-apart.size // FINISH_THREADS))
-    return replace(kernel, body=tuple(body), chunk=chunk, threads=shape.threads,
-                   finish=apart.added(last, shape.threads), last=last)
+    return replace(kernel, body=(For(block, tuple(body), "chunk"),), chunk=chunk,
+                   threads=shape.threads, finish=apart.added(last, shape.threads), last=last)
 
 
 def lone_contraction(kernel: LoopKernel) -> tuple[tuple[Var, ...], Contraction] | None:
@@ -136,14 +143,11 @@ def substituted(c: Contraction, names: dict[Var, Affine]) -> Contraction:
 # -- how it is cut -------------------------------------------------------------------------------
 
 
-def choose_cut(m: int, n: int, k: int, batch: int, dtype: DType, target: Target,
-               may_split: bool) -> Cut:
+def choose_cut(c: Contraction, batch: int, target: Target, may_split: bool) -> Cut:
     """The cut with which the busiest part of the device has least to do."""
+    m, n, k = elements(c.rows), elements(c.cols), elements(c.depth)
     options = []
-    for shape in SHAPES:
-        if shape.threads > target.threads or shape.shared_bytes(dtype.itemsize) > target.shared:
-            continue
-        shape = replace(shape, depth=8) if k <= 8 else shape
+    for shape in shapes_for(c, target, SHAPES, k):
         blocks = batch * -(-m // shape.rows) * -(-n // shape.cols)
         parts = [1]
         if may_split and blocks < target.chunks:
@@ -155,9 +159,34 @@ def choose_cut(m: int, n: int, k: int, batch: int, dtype: DType, target: Target,
             waves = max(1.0, blocks * p / target.chunks)
             rounded = -(-blocks * p // target.chunks) if waves < 4 else waves
             options.append((rounded * shape.rows * shape.cols * deep / speed, p, Cut(shape, p)))
-    if not options:
-        return Cut(replace(SHAPES[-1], depth=8), 1)
     return min(options, key=lambda o: o[:2])[2]
+
+
+def matrix_kind(c: Contraction, target: Target) -> str:
+    """As what matrix instructions of the target multiply the operands of a contraction, if at all.
+
+    Halves always; f32 as tf32 only where the user has asked for that.
+    """
+    found = re.fullmatch(r"sm_(\d+)a?", target.arch)
+    if target.language != "cuda" or found is None or int(found[1]) < LEAST_ARCH:
+        return ""
+    if c.tile.dtype is not f32 or c.a.dtype is not c.b.dtype:
+        return ""
+    if c.a.dtype.is_half:
+        return c.a.dtype.name
+    return "tf32" if c.a.dtype is f32 and target.tf32 else ""
+
+
+def shapes_for(c: Contraction, target: Target, plain: tuple[Shape, ...],
+               k: int) -> list[Shape]:
+    """The tiles that a block of a target can make of a contraction; `plain` are those without
+    matrix instructions."""
+    kind = matrix_kind(c, target)
+    least = 16 if kind else 8
+    shapes = [replace(s, kind=kind, depth=least if k <= least else s.depth)
+              for s in (MATRICES if kind else plain)]
+    fits = [s for s in shapes if s.threads <= target.threads and s.shared_bytes(c) <= target.shared]
+    return fits or [replace(shapes[-1], depth=least)]
 
 
 def stretches_of(c: Contraction, cut: Cut) -> tuple[int, int]:
@@ -232,7 +261,8 @@ def thin_kernel(kernel: LoopKernel, loops: tuple[Var, ...], c: Contraction,
     """The kernel of a contraction with few rows, or few columns."""
     made = thin(c, target.threads, "0")
     chunk = Var("chunk", elements(loops) * made.blocks)
-    *outer, block = unravel(Affine.of(chunk), (*(v.extent for v in loops), made.blocks))
+    number = Var("block", chunk.extent)
+    *outer, block = unravel(Affine.of(number), (*(v.extent for v in loops), made.blocks))
     made = replace(made, c=substituted(c, dict(zip(loops, outer))))
-    body = made.statements(block)
-    return replace(kernel, body=body, chunk=chunk, threads=made.threads)
+    body = For(number, made.statements(block), "chunk")
+    return replace(kernel, body=(body,), chunk=chunk, threads=made.threads)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tinyc.codegen.panel import BEGINNING, in_tile
 from tinyc.codegen.primitives import renamed
 from tinyc.ir.cost import elements
-from tinyc.ir.dtype import DType, bool_
+from tinyc.ir.dtype import DType, bool_, f32
 from tinyc.ir.index import Affine, Data, FloorDiv, Mod, Var, unravel
 from tinyc.ir.loop import (
     Alloc,
@@ -25,6 +25,7 @@ from tinyc.ir.loop import (
     For,
     If,
     Load,
+    MicroMma,
     Stmt,
     Storage,
     Store,
@@ -39,30 +40,48 @@ from tinyc.ir.ops import Op
 VECTOR = 4
 # The threads of a warp stand in 4 rows of 8, each with groups of 4 x 4 sums.
 WARP_ROWS, WARP_COLS, WARP = 4, 8, 32
-# What rows of shared tiles are filled up with, so that threads that store columns meet fewer banks.
-PADDING = 4
-# The share of the arithmetic's peak that a thread's sums of high x wide can reach.
-REACH = {64: 1.0, 32: 0.7, 16: 0.5}
+# What rows of shared tiles are filled up with, so that threads that store columns meet fewer banks;
+# for matrix instructions 16 bytes of halves, or as many numbers as make threads meet none.
+PADDING, PADDING_FOR_MMA = 4, 8
+# The share of the arithmetic's peak that high x wide sums of a thread, or of a warp, can reach.
+REACH = {64: 1.0, 32: 0.7, 16: 0.5, 64 * 32: 1.0, 32 * 32: 0.7, 16 * 32: 0.5, 16 * 16: 0.35}
 
 
 @dataclass(frozen=True)
 class Shape:
     """A tile: rows x cols of the result, `depth` points of the depth at a time; a thread has
-    high x wide of its sums, both multiples of 4."""
+    high x wide of its sums, both multiples of 4. With a `kind` of matrix instructions, f16, bf16
+    or tf32, it is a warp that has high x wide sums, multiples of 16."""
 
     rows: int
     cols: int
     depth: int
     high: int
     wide: int
+    kind: str = ""
 
     @property
     def threads(self) -> int:
-        return self.rows * self.cols // (self.high * self.wide)
+        return self.rows * self.cols // (self.high * self.wide) * (WARP if self.kind else 1)
 
-    def shared_bytes(self, itemsize: int) -> int:
-        """Bytes of both tiles, each of them twice."""
-        return 2 * self.depth * (self.rows + self.cols + 2 * PADDING) * itemsize
+    @property
+    def sums(self) -> int:
+        """Sums of a thread."""
+        return self.high * self.wide // (WARP if self.kind else 1)
+
+    @property
+    def padding(self) -> int:
+        return PADDING_FOR_MMA if self.kind else PADDING
+
+    def element(self, c: Contraction) -> DType:
+        """What tiles hold of the operands of a contraction."""
+        return c.a.dtype if self.kind in ("f16", "bf16") else c.tile.dtype
+
+    def shared_bytes(self, c: Contraction) -> int:
+        """The most that both tiles may take, each of them twice."""
+        sizes = self.rows + self.cols
+        padded = self.padding * max(2 * self.depth, sizes)
+        return 2 * (self.depth * sizes + padded) * self.element(c).itemsize
 
 
 @dataclass(frozen=True)
@@ -144,8 +163,10 @@ def copied(to: Storage, at: Affine, load: Load, lanes: int) -> tuple[Stmt, ...]:
     return zeros, If(both(load.guard), (move,))
 
 
-def nothing(dtype: DType) -> Const:
+def nothing(dtype: DType) -> Expr:
     """Zero, as a number of some dtype."""
+    if dtype.is_half:
+        return converted(Const(0.0, f32), dtype)
     return Const(dtype.np.type(0).item(), dtype)
 
 
@@ -168,11 +189,25 @@ class Mover:
     lanes: int
     tile: Storage
     held: Storage
+    rows_first: bool = False
 
     @property
-    def row(self) -> int:
-        """Elements of a row of the tile, which is one point of the depth."""
-        return self.side.size + PADDING
+    def steps(self) -> tuple[int, int]:
+        """How far apart in the tile rows of the operand are, and points of the depth."""
+        if self.rows_first:
+            return self.shape.depth + self.shape.padding, 1
+        return 1, self.side.size + self.shape.padding
+
+    @property
+    def half(self) -> int:
+        """Elements of one of the two tiles."""
+        across, down = self.steps
+        return self.side.size * across if self.rows_first else self.shape.depth * down
+
+    def at(self, buffer: Affine, own: Affine, deep: Affine) -> Affine:
+        """Where the tile with number `buffer` has a row at a point of the depth."""
+        across, down = self.steps
+        return buffer * self.half + own * across + deep * down
 
     def parts(self) -> int:
         """How many vectors each thread moves."""
@@ -203,17 +238,18 @@ class Mover:
         return For(u, (Store(self.held, at, converted(load, self.dtype)),), "unroll")
 
     def put(self, thread: Var, buffer: Affine) -> Stmt:
-        """The tile with number `buffer` = what was fetched, one row for each point of the depth."""
+        """The tile with number `buffer` = what was fetched."""
         u = Var(f"{self.side.name}p", self.parts())
         own, deep, guard = self.place(thread, u)
-        at = buffer * (self.shape.depth * self.row) + deep * self.row + own
-        if self.lanes > 1 and not self.along:
+        at = self.at(buffer, own, deep)
+        if self.lanes > 1 and self.along == self.rows_first:
             held = Load(self.held, Affine.of(u) * self.lanes)
             body = copied(self.tile, at, held, self.lanes)
         else:
             i = Var(f"{self.side.name}l", self.lanes)
             held = Load(self.held, Affine.of(u) * self.lanes + Affine.of(i))
-            store = Store(self.tile, at + Affine.of(i) * self.row, held)
+            step = self.steps[1 if self.along else 0]
+            store = Store(self.tile, at + Affine.of(i) * step, held)
             body = (For(i, (store,), "unroll"),) if self.lanes > 1 else (store,)
         return For(u, (If(guard[0], body),) if guard else body, "unroll")
 
@@ -223,8 +259,9 @@ def mover(side: Side, shape: Shape, dtype: DType) -> Mover:
     along, lanes = direction(side)
     if side.load.dtype is not dtype:
         lanes = 1
-    tile = Storage(f"{side.name}_shared", 2 * shape.depth * (side.size + PADDING), dtype, "shared")
-    made = Mover(side, shape, dtype, along, lanes, tile, tile)
+    tile = Storage(f"{side.name}_shared", 0, dtype, "shared")
+    made = Mover(side, shape, dtype, along, lanes, tile, tile, along and dtype.is_half)
+    tile.size = 2 * made.half
     made.held = Storage(f"{side.name}_next", made.parts() * lanes, dtype, "register")
     return made
 
@@ -266,8 +303,7 @@ class Sums:
                                      (b, column, shape.wide, WARP_COLS * VECTOR)):
             g = Var(f"g{m.side.name}", count // VECTOR)
             r = Storage(f"{m.side.name}_now", count, self.dtype, "register")
-            at = (buffer * (shape.depth * m.row) + Affine.of(k) * m.row + first
-                  + Affine.of(g) * gap)
+            at = m.at(buffer, first + Affine.of(g) * gap, Affine.of(k))
             move = copied(r, Affine.of(g) * VECTOR, Load(m.tile, at), VECTOR)
             body += [Alloc(r), For(g, move, "unroll")]
             held.append(r)
@@ -288,6 +324,39 @@ class Sums:
         c = column + Affine.of(j) // VECTOR * (WARP_COLS * VECTOR) + Affine.of(j) % VECTOR
         body = visit(r, c, Affine.of(i) * shape.wide + Affine.of(j))
         return For(i, (For(j, body, "unroll"),), "unroll")
+
+
+@dataclass
+class WarpSums(Sums):
+    """The sums of warps that multiply by matrix instructions (`MicroMma`)."""
+
+    def corner(self, thread: Var) -> tuple[Affine, Affine]:
+        """The first row and column of a thread's warp."""
+        warp, across = Affine.of(thread) // WARP, self.shape.cols // self.shape.wide
+        return warp // across * self.shape.high, warp % across * self.shape.wide
+
+    def multiply(self, a: Mover, b: Mover, thread: Var, buffer: Affine, suffix: str) -> Stmt:
+        """sums += a * b for all points of the depth of a pair of shared tiles."""
+        shape = self.shape
+        row, column = self.corner(thread)
+        first, second = (Load(m.tile, m.at(buffer, at, BEGINNING)) for m, at in (
+            (a, row), (b, column)))
+        return MicroMma(self.storage, shape.high, shape.wide, shape.depth, first, a.steps, second,
+                        b.steps, Affine.of(thread) % WARP, shape.kind)
+
+    def each(self, thread: Var, suffix: str,
+             visit: Callable[[Affine, Affine, Affine], tuple[Stmt, ...]]) -> Stmt:
+        """Unrolled loops over a thread's sums; `visit` is given row, column and place of one."""
+        row, column = self.corner(thread)
+        lane, wide = Affine.of(thread) % WARP, self.shape.wide // 8
+        i, j = Var(f"ei_{suffix}", self.shape.high // 16), Var(f"ej_{suffix}", wide)
+        r = Var(f"er_{suffix}", 4)
+        at = (Affine.of(i) * wide + Affine.of(j)) * 4 + Affine.of(r)
+        body = visit(row + Affine.of(i) * 16 + lane // 4 + Affine.of(r) // 2 * 8,
+                     column + Affine.of(j) * 8 + lane % 4 * 2 + Affine.of(r) % 2, at)
+        for v in (r, j, i):
+            body = (For(v, body, "unroll"),)
+        return body[0]
 
 
 # -- a tile --------------------------------------------------------------------------------------
@@ -321,12 +390,14 @@ def tile_statements(c: Contraction, shape: Shape, part: Part, suffix: str,
     """
     rows, cols, points = counts(c)
     whole = points.is_const and points.const % shape.depth == 0
-    deep, dtype = None if whole else points, c.tile.dtype
+    deep, dtype = None if whole else points, shape.element(c)
     a = mover(Side(c.a, c.rows, c.depth, rows, deep, part.row, shape.rows, f"a_{suffix}"), shape,
               dtype)
     b = mover(Side(c.b, c.cols, c.depth, cols, deep, part.column, shape.cols, f"b_{suffix}"),
               shape, dtype)
-    sums = Sums(shape, Storage(f"sums_{suffix}", shape.high * shape.wide, dtype, "register"), dtype)
+    make = WarpSums if shape.kind else Sums
+    sums = make(shape, Storage(f"sums_{suffix}", shape.sums, c.tile.dtype, "register"),
+                c.tile.dtype)
     body: list[Stmt] = [Alloc(a.held), Alloc(b.held), *sums.clear(suffix)]
     body += stretches(a, b, sums, part, suffix)
     thread = Var(f"t_{suffix}", shape.threads)

@@ -8,6 +8,7 @@ storage raises. Blocks of threads are `tinyc.codegen.threads`. Each store can be
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +33,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroMma,
     MicroPack,
     Prefetch,
     Stmt,
@@ -178,6 +180,8 @@ class Worker:
             self.micro_pack(stmt)
         elif isinstance(stmt, MicroKernel):
             self.micro_kernel(stmt)
+        elif isinstance(stmt, MicroMma):
+            self.micro_mma(stmt)
 
     def iterations(self, loop: For) -> Iterable[int]:
         n = loop.var.extent
@@ -287,6 +291,23 @@ class Worker:
             value = self.value if stmt.b.dtype is stmt.storage.dtype else self.widened
             for k, _ in enumerate(self.points(stmt.depth)):
                 packed[at + k * stmt.width + j] = value(stmt.b)
+
+    def micro_mma(self, stmt: MicroMma) -> None:
+        """The sums of one thread of a warp."""
+        sums = self.array(stmt.sums)
+        for n, (i, j) in enumerate(stmt.places(stmt.lane.evaluate(self.variables))):
+            for k in range(stmt.depth):
+                a, b = (self.operand(x, own * at + deep * k, stmt.kind) for x, (own, deep), at in (
+                    (stmt.a, stmt.a_steps, i), (stmt.b, stmt.b_steps, j)))
+                sums[n] += a * b
+
+    def operand(self, x: Load, ahead: int, kind: str) -> Any:
+        """A number that a matrix instruction multiplies."""
+        value = numbers(self.load(replace(x, index=x.index + ahead)), x.dtype)
+        if kind != "tf32":
+            return value
+        bits = np.asarray(value).view(np.uint32)  # to nearest, ties away from 0
+        return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)[()]
 
     # -- expressions -----------------------------------------------------------------------------
 

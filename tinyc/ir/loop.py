@@ -378,8 +378,37 @@ class MicroPack:
     b: Load
 
 
+@dataclass(frozen=True, eq=False)
+class MicroMma:
+    """sums += a * b: height x width sums of a warp over `depth`, by all of its threads together.
+
+    `a` is the first of the rows, whose next one and next point of the depth lie `a_steps` farther;
+    so do `b` and `b_steps` for columns. Each thread has some of the sums, as matrix instructions
+    want it (`places`). `kind` is what operands are multiplied as: f16, bf16, or tf32, to which
+    numbers of f32 are rounded.
+    """
+
+    sums: Storage
+    height: int
+    width: int
+    depth: int
+    a: Load
+    a_steps: tuple[int, int]
+    b: Load
+    b_steps: tuple[int, int]
+    lane: Affine
+    kind: str
+    note: str = ""
+
+    def places(self, lane: int) -> list[tuple[int, int]]:
+        """(row, column) of each sum of a thread of the warp."""
+        return [(16 * i + lane // 4 + 8 * (r // 2), 8 * j + lane % 4 * 2 + r % 2)
+                for i in range(self.height // 16) for j in range(self.width // 8)
+                for r in range(4)]
+
+
 Stmt = (Store | Prefetch | Alloc | For | If | Barrier | Combine | Contraction | MicroKernel
-        | MicroPack)
+        | MicroPack | MicroMma)
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -398,6 +427,8 @@ def stored_at(stmt: Stmt) -> tuple[Storage, Affine] | None:
         return stmt.storage, stmt.index
     if isinstance(stmt, MicroKernel):
         return stmt.tile, stmt.at
+    if isinstance(stmt, MicroMma):
+        return stmt.sums, Affine.const_of(0)
     return (stmt.storage, stmt.at) if isinstance(stmt, MicroPack) else None
 
 
@@ -405,7 +436,8 @@ def adds(stmt: Stmt) -> bool:
     """True if a statement combines what it stores with what is there."""
     if isinstance(stmt, MicroKernel):
         return stmt.more != Affine.const_of(0)
-    return isinstance(stmt, Store) and stmt.accumulate is not None
+    return isinstance(stmt, MicroMma) or (
+        isinstance(stmt, Store) and stmt.accumulate is not None)
 
 
 def loads_of(stmt: Stmt) -> list[Load]:
@@ -420,6 +452,8 @@ def loads_of(stmt: Stmt) -> list[Load]:
         roots = (stmt.a, stmt.b, *(e for i in limits_of(stmt) for e in i.data()))
     elif isinstance(stmt, For):
         roots = tuple(e for i in limits_of(stmt) for e in i.data())
+    elif isinstance(stmt, MicroMma):
+        roots = (stmt.a, stmt.b)
     elif isinstance(stmt, MicroPack):
         roots = (stmt.b,)
     elif isinstance(stmt, Prefetch):
@@ -467,6 +501,9 @@ def substitute_stmt(stmt: Stmt, mapping: Mapping[Var, Affine]) -> Stmt:
     if isinstance(stmt, MicroPack):
         return replace(stmt, at=stmt.at.substitute(mapping),
                        first=stmt.first.substitute(mapping), b=substitute_load(stmt.b, mapping))
+    if isinstance(stmt, MicroMma):
+        return replace(stmt, a=substitute_load(stmt.a, mapping), b=substitute_load(stmt.b, mapping),
+                       lane=stmt.lane.substitute(mapping))
     if isinstance(stmt, Contraction):
         return replace(stmt, a=substitute_load(stmt.a, mapping), b=substitute_load(stmt.b, mapping),
                        body=tuple(substitute_stmt(s, mapping) for s in stmt.body),
@@ -502,6 +539,9 @@ def replace_storage(body: tuple[Stmt, ...], fresh: dict[Storage, Storage]) -> tu
             a, b = (replace(x, storage=fresh.get(x.storage, x.storage)) for x in (stmt.a, stmt.b))
             return replace(stmt, tile=fresh.get(stmt.tile, stmt.tile), a=a, b=b,
                            limit=moved(stmt.limit))
+        if isinstance(stmt, MicroMma):
+            a, b = (replace(x, storage=fresh.get(x.storage, x.storage)) for x in (stmt.a, stmt.b))
+            return replace(stmt, sums=fresh.get(stmt.sums, stmt.sums), a=a, b=b)
         if isinstance(stmt, MicroPack):
             b = replace(stmt.b, storage=fresh.get(stmt.b.storage, stmt.b.storage))
             return replace(stmt, b=b)

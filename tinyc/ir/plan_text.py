@@ -19,6 +19,7 @@ from tinyc.ir.loop import (
     Load,
     LoopKernel,
     MicroKernel,
+    MicroMma,
     MicroPack,
     Prefetch,
     Read,
@@ -131,8 +132,13 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
     return [pad + line for line in tile_lines(stmt)]
 
 
-def tile_lines(stmt: MicroKernel | MicroPack) -> list[str]:
-    """A register tile, or a transposing copy."""
+def tile_lines(stmt: MicroKernel | MicroPack | MicroMma) -> list[str]:
+    """A register tile, a transposing copy, or a tile of a warp."""
+    if isinstance(stmt, MicroMma):
+        a, b = (f"{x.storage}[{x.index} + {own}*i + {deep}*k]" for x, (own, deep) in (
+            (stmt.a, stmt.a_steps), (stmt.b, stmt.b_steps)))
+        return [f"{stmt.sums}[{stmt.height}x{stmt.width}] += sum k<{stmt.depth} in {stmt.kind}: "
+                f"{a} * {b}"]
     if isinstance(stmt, MicroKernel):
         depths = ", ".join(f"{v.name}<{v.extent}" for v in stmt.depth)
         depths += f" to {stmt.limit}" if stmt.limit is not None else ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyc import config
 from tinyc.ir.program import GPU, Target
 from tinyc.runtime import cuda_compiler
 from tinyc.runtime.cuda_calls import Arguments, CapturedGraph, Card, DriverError, begin_capture
@@ -64,7 +65,9 @@ class CudaDriver:
         """Return what schedules need to know of the GPU."""
         card = self.card
         chunks = BLOCKS * card.processors
-        return replace(GPU, chunks=chunks, language="cuda", shared=card.shared, arch=card.arch)
+        high = config.current().float32_matmul_precision == "high"
+        return replace(GPU, chunks=chunks, language="cuda", shared=card.shared, arch=card.arch,
+                       tf32=high)
 
     @contextlib.contextmanager
     def using(self, what: str) -> Iterator[Calls]:
