@@ -187,7 +187,7 @@ class Thread(Worker):
 
     def load(self, e: Load) -> Any:
         if not all(self.holds(g) for g in e.guard):
-            return e.dtype.np.type(0)
+            return np.zeros((), e.dtype.np)[()]
         value = super().load(e)
         self.note(e.storage)
         return value
