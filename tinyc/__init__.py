@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from tinyc.tensor import (
         Size,
         Tensor,
+        autocast,
         enable_grad,
         from_dlpack,
         from_numpy,
         grad,
+        is_autocast_enabled,
         is_grad_enabled,
         maximum,
         minimum,
@@ -73,6 +75,7 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "autocast",
     "bernoulli",
     "bf16",
     "bfloat16",
@@ -126,6 +129,7 @@ __all__ = [
     "int16",
     "int32",
     "int64",
+    "is_autocast_enabled",
     "is_grad_enabled",
     "isfinite",
     "isinf",
@@ -221,9 +225,9 @@ _HOMES = {
     "reporting.watching": ("report",),
     "runtime.device": ("device", "synchronize"),
     "tensor": (
-        *("Size", "Tensor", "enable_grad", "from_dlpack", "from_numpy", "grad"),
-        *("is_grad_enabled", "maximum", "minimum", "no_grad", "set_grad_enabled"),
-        *("value_and_grad", "vjp", "where"),
+        *("Size", "Tensor", "autocast", "enable_grad", "from_dlpack", "from_numpy", "grad"),
+        *("is_autocast_enabled", "is_grad_enabled", "maximum", "minimum", "no_grad"),
+        *("set_grad_enabled", "value_and_grad", "vjp", "where"),
     ),
 }
 

@@ -35,6 +35,7 @@ class Variant:
         self.static = static
         self.specs = specs
         self.recording = recording.on
+        self.cast = recording.cast
         self.epoch = config.epoch()
         self.replay = replay
         self.guards = guards
@@ -56,6 +57,7 @@ class Variant:
             self.epoch != config.epoch()
             or self.static != static
             or self.recording is not recording.on
+            or self.cast is not recording.cast
         ):
             return False
         for spec, tensor in zip(self.specs, tensors):
@@ -78,6 +80,8 @@ class Variant:
                     return f"the {name} of tensor {number} changed from {before} to {after}"
         if self.recording is not recording.on:
             return "no_grad was switched"
+        if self.cast is not recording.cast:
+            return "autocast was switched"
         if self.epoch != config.epoch():
             return "a module's attribute or mode, a requires_grad or a switch changed"
         return "a gradient is there that was not, or the other way round"

@@ -82,6 +82,7 @@ def _circumstances(device: Any, records: bool) -> list[tuple[Any, str, Any]]:
     return [
         (state.capturing, "trace", None),
         (recording, "on", records),
+        (recording, "cast", recording.cast),
         (vars(config), "_epoch", config.epoch()),
         (vars(config), "_current", config.current()),
         (vars(compiler), "_observer", None),

@@ -133,6 +133,11 @@ def einsum(equation: str, operands: Sequence[Node]) -> Node:
     return _finish(*nodes[0], out)
 
 
+def einsum_of(*operands: Node, equation: str) -> Node:
+    """Return the einsum of operands given one by one."""
+    return einsum(equation, operands)
+
+
 def _finish(x: Node, labels: Labels, out: Labels) -> Node:
     """Sum what the output lacks and order the axes."""
     x, labels = _sum_lone(x, labels, set(out))

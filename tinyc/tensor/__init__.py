@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tinyc.tensor.autocast import autocast, is_autocast_enabled
 from tinyc.tensor.core import Size, Tensor, apply, as_dtype, build
 from tinyc.tensor.create import (
     from_dlpack,
@@ -18,11 +19,13 @@ __all__ = [
     "Tensor",
     "apply",
     "as_dtype",
+    "autocast",
     "build",
     "enable_grad",
     "from_dlpack",
     "from_numpy",
     "grad",
+    "is_autocast_enabled",
     "is_grad_enabled",
     "maximum",
     "minimum",

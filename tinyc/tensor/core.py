@@ -38,6 +38,7 @@ from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.device import default_device, get_device
 from tinyc.state import CUT, GRAD, PLAIN, Handle
 from tinyc.tensor import gradients
+from tinyc.tensor.autocast import casted
 from tinyc.tensor.create import Creation
 from tinyc.tensor.modes import operands, recording
 from tinyc.tensor.operations import Operations
@@ -552,6 +553,8 @@ def build(
     arguments = [next(left) if isinstance(v, Handle) else v for v in values]
     if like is not None and not isinstance(arguments[0], Node):
         arguments[0] = _constant(arguments[0], like)
+    if recording.cast is not None:
+        arguments = casted(function, arguments)
     return function(*arguments, **options), mode
 
 

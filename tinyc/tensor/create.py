@@ -220,7 +220,7 @@ class Creation(Handle):
 
         if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
             operands = tuple(operands[0])
-        return apply(lambda *nodes: linear.einsum(equation, nodes), *operands)
+        return apply(linear.einsum_of, *operands, equation=equation)
 
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from tinyc.ir import build as b
+from tinyc.ir.dtype import DType
 from tinyc.ir.node import Node
 from tinyc.state import CUT, GRAD, PLAIN, Handle
 
@@ -15,9 +16,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Recording(threading.local):
-    """Are operations recorded in this thread?"""
+    """Are operations recorded in this thread, and in which half are products done, if in one?"""
 
     on = True
+    cast: DType | None = None
 
 
 recording = _Recording()

@@ -475,12 +475,12 @@ class Operations(Handle):
     def softmax(self, dim: Any = None, *, axis: Any = None) -> Tensor:
         """Return exp(x) over its sum along an axis."""
         along = axis_of(dim, axis, "softmax")
-        return self._unary(lambda x: reductions.softmax(x, -1 if along is None else along))
+        return self._apply(reductions.softmax, self, -1 if along is None else along)
 
     def log_softmax(self, dim: Any = None, *, axis: Any = None) -> Tensor:
         """Return the logarithm of softmax."""
         along = axis_of(dim, axis, "log_softmax")
-        return self._unary(lambda x: reductions.log_softmax(x, -1 if along is None else along))
+        return self._apply(reductions.log_softmax, self, -1 if along is None else along)
 
     # Products
 
