@@ -41,6 +41,7 @@ from tinyc.schedule.block import block_rows
 from tinyc.schedule.fuse import fuse
 from tinyc.schedule.hints import require_hints, take_hints
 from tinyc.schedule.memory import memory_text, plan_memory
+from tinyc.schedule.online import tile_chains
 from tinyc.schedule.order import order_by_memory
 from tinyc.schedule.padded import read_padded
 from tinyc.schedule.recompute import recompute
@@ -83,6 +84,7 @@ def recompute_stages(plan: Plan, target: Target) -> None:
 def block_stages(plan: Plan, target: Target) -> None:
     """Place the stages again, with rows of chained contractions in blocks."""
     if config.current().fuse:
+        place_anew(plan, target, tile_chains(plan, target))
         place_anew(plan, target, block_rows(plan, target))
         require_hints(plan)
 

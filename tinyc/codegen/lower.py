@@ -112,7 +112,7 @@ def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
     work = sum(stage_work(s) for t in nest.body for s in stages_of(t))
     if target.threads > 1:
         return block_count(nest, root, work, target)
-    private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private)
+    private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private if not s.blocks)
     limit = target.chunks if not private else max(1, (4 << 20) // private)
     return max(1, min(target.chunks, limit, root.var.extent, 2 * work // target.serial_work))
 

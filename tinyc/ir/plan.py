@@ -59,8 +59,8 @@ class Stage:
     reads; "scatter" adds into `target`, an index that depends on data. `producers` store what it
     reads; `after` must run before it for other reasons. `members` are the nodes that `expr`
     computes. Two loops of a contraction stay outside its tiles: over `hoist`, the images of a
-    convolution, and over `block`, the blocks that its rows are cut into. A loop over a variable in
-    `limits` ends there: at an index of the loops around it, which may read values.
+    convolution, and over `blocks` that its rows, and columns, are cut into. A loop over a variable
+    in `limits` ends there: at an index of the loops around it, which may read values.
     """
 
     number: int
@@ -77,7 +77,7 @@ class Stage:
     producers: list[Stage] = field(default_factory=list, repr=False)
     after: list[Stage] = field(default_factory=list, repr=False)
     hoist: Var | None = None
-    block: Var | None = None
+    blocks: tuple[Var, ...] = ()
     limits: dict[Var, Affine] = field(default_factory=dict)
 
     @property
@@ -99,22 +99,23 @@ class Stage:
         """A contraction's variables without the hoisted one: (not in the second operand, only in
         the second, in both, contracted)."""
         first, second = (read_vars(r) for r in self.operands())
-        free = [v for v in self.axes if v is not self.hoist and v is not self.block]
+        apart = (self.hoist, *self.blocks)
+        free = [v for v in self.axes if v not in apart]
         left = [v for v in free if v not in second]
         right = [v for v in free if v in second and v not in first]
         both = [v for v in self.axes if v in first and v in second]
-        return left, right, both, [v for v in self.red if v not in (self.hoist, self.block)]
+        return left, right, both, [v for v in self.red if v not in apart]
 
     def outer(self) -> list[Var]:
         """The loops outside a contraction's tiles: the hoisted axis, batch axes, blocks of rows."""
         _, _, batch, _ = self.sides()
-        apart = (self.hoist, self.block)
-        order = [self.hoist, *(v for v in batch if v not in apart), self.block]
+        apart = (self.hoist, *self.blocks)
+        order = [self.hoist, *(v for v in batch if v not in apart), *self.blocks]
         return [v for v in order if v is not None]
 
     def runs_on(self) -> bool:
         """True for a contraction that adds to its result on each iteration of an outer loop."""
-        return any(v is not None and v in self.red for v in (self.hoist, self.block))
+        return any(v is not None and v in self.red for v in (self.hoist, *self.blocks))
 
     def images(self) -> tuple[Var, Read] | None:
         """(leading axis, read) of the operand of a contraction that is images.

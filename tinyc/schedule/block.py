@@ -57,7 +57,7 @@ def cut_body(plan: Plan, body: list[Stage], rows: dict[Stage, Var], size: int, e
     """Cut the rows of a body into blocks, and its columns where there is an edge."""
     first, blocks = body[0], cut(plan, rows, size)
     for stage, block in blocks.items():
-        stage.block = block if stage.kind == "contract" else None
+        stage.blocks = (block,) if stage.kind == "contract" else ()
     if edge is not None:
         limit_columns(plan, body, edge, size, blocks, cut(plan, edge.columns, size), checks)
     return Remark(
@@ -131,12 +131,18 @@ def stands_alone(stage: Stage, v: Var) -> bool:
 
 
 def edge_size(edge: Edge, size: int) -> int:
-    """Rows, and columns, of a block for an edge: a divisor of both, at most `size` if that is not
-    0; 0 if there is none, or blocks of rows see more than there is."""
+    """Rows, and columns, of a block of complete rows for an edge, at most `size` if that is not 0;
+    0 if there are none."""
+    most = min(size or EDGE_ROWS, EDGE_ROWS)
+    return edge_divisor(edge, most, 2 if size else EDGE_BLOCKS)
+
+
+def edge_divisor(edge: Edge, most: int, parts: int) -> int:
+    """Rows, and columns, of a block for an edge: a divisor of both, at most `most`, so that there
+    are so many parts; 0 if there is none, or blocks of rows see more than there is."""
     row, column = next((edge.rows[s].extent, c.extent) for s, c in edge.columns.items())
     both = math.gcd(row, column)
-    most = min(size or EDGE_ROWS, EDGE_ROWS, both // (2 if size else EDGE_BLOCKS))
-    for n in range(most, MIN_ROWS - 1, -1):
+    for n in range(min(most, both // parts), MIN_ROWS - 1, -1):
         if both % n == 0 and row // n + -(-edge.last // n) <= column // n:
             return n
     return 0
@@ -162,7 +168,7 @@ def block_size(extent: int, nbytes: int, target: Target) -> int:
 
 def may_cut(stage: Stage, v: Var, body: list[Stage]) -> bool:
     """True if a member can run block by block: complete rows, or a sum that goes on."""
-    if stage.kind == "scatter" or stage.hoist is not None or stage.block is not None:
+    if stage.kind == "scatter" or stage.hoist is not None or stage.blocks:
         return False
     if v in stage.axes:
         return True

@@ -360,9 +360,11 @@ def illegal(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var,
     for p in stage.after:
         if p in members and not overwrites_same(f, loop, stage, p, v):
             return refusals.still_read(p)
+        if p in members and stage.blocks and not dims_along(f, loop, p):
+            return refusals.complete_after_loop(p, loop)  # tiles that wait for the loops before
     if v in stage.red and not f.must(stage):
-        refusal = cannot_accumulate(f, stage, way, depth)
-        if refusal is None and v is not stage.block:
+        refusal = cannot_accumulate(f, stage, way, v, depth)
+        if refusal is None and v not in stage.blocks:
             refusal = cached(f, members, way, depth)
         return refusal or crosses_rows(f, way, v)
     return None
@@ -436,24 +438,29 @@ def same_region(a: Buf, b: Buf) -> bool:
     return (a.shape, a.strides, a.offset) == (b.shape, b.strides, b.offset)
 
 
-def cannot_accumulate(f: Fuser, stage: Stage, way: Shared, depth: int) -> Refusal | None:
-    """A reduction over a shared loop keeps its accumulators outside that loop."""
+def cannot_accumulate(f: Fuser, stage: Stage, way: Shared, v: Var, depth: int) -> Refusal | None:
+    """A reduction over a shared loop keeps its accumulators outside that loop; over blocks of rows
+    they take less than the values that are summed, which would leave the kernel else."""
     if depth > 0 and way.loops and any(u in way.mapping for u in stage.red):
         return None
     size = elements(way.axes) * stage.dtype.itemsize
-    if depth == 0 and size > f.target.private_bytes:
+    if depth == 0 and size > f.target.private_bytes and v not in stage.blocks:
         return refusals.accumulator_size(stage, size, f.target)
     return None
 
 
 def alignment(f: Fuser, loop: Loop, inside: list[Stage], way: Shared, v: Var) -> int:
-    """How many of the stage's reads meet, at `v`, what the loop's stages read or write there."""
+    """How many of the stage's reads meet, at `v`, what the loop's stages read or write there; that
+    both are blocks of rows, or of columns, is worth a read."""
     mine = {(r.buf, d) for r in way.stage.reads for d, i in enumerate(r.index)
             if i == Affine.of(v)}
     mine |= read_together(f, way.stage, v)
     score = 0
+    blocks = way.stage.blocks
     for s in inside:
         names = f.mapping.get(s, {})
+        if blocks and any(a is v and names.get(u, u) is loop.var for a, u in zip(blocks, s.blocks)):
+            score += 1
         if any((s.buf, d) in mine for d, a in enumerate(s.axes) if names.get(a, a) is loop.var):
             score += 2
         for r in s.reads:
@@ -518,7 +525,7 @@ def why_no_epilogue(leaf: Leaf, way: Shared) -> Refusal:
     read = next(p for p in (*leaf.epilogue, c) if p in stage.producers)
     if stage.kind != "map":
         return refusals.tile_elementwise(c, read, stage)
-    for v in (c.hoist, c.block):
+    for v in (c.hoist, *c.blocks):
         if v is not None and v in c.red:
             return refusals.complete_after_loop(c, Loop(v, []))
     return refusals.tile_index(c, read)

@@ -8,6 +8,7 @@ in a cache (gradients of attention whose result nobody asks for).
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 
 from tinyc.ir.loop import Storage
 from tinyc.ir.plan import Plan, Stage
@@ -70,13 +71,15 @@ def order_by_memory(plan: Plan) -> None:
         for s in waiting.take(stage):
             late = s.kind != "contract" or not waiting.frees(s)
             heapq.heappush(ready, (late, waiting.place[s], s))
-    plan.stages = before_readers(list(order), waiting.users)
+    products = {s for s in order if s.kind == "contract" and not arena_read(s)}
+    plan.stages = before_readers(list(order), waiting.users, products)
 
 
-def before_readers(order: list[Stage], users: dict[Stage, list[Stage]]) -> list[Stage]:
-    """The order with each product of arguments alone right before the first that waits for it."""
+def before_readers(order: list[Stage], users: Mapping[Stage, list[Stage]],
+                   moved: set[Stage]) -> list[Stage]:
+    """The order with some stages right before the first that waits for each."""
     place: dict[Stage, tuple[int, int]] = {s: (i, 0) for i, s in enumerate(order)}
     for i, s in enumerate(order):
-        if s.kind == "contract" and users[s] and not arena_read(s):
+        if s in moved and users[s]:
             place[s] = min(place[u][0] for u in users[s]), i - len(order)
     return sorted(order, key=place.__getitem__)

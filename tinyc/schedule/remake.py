@@ -180,7 +180,9 @@ def repeated(plan: Plan, stage: Stage, number: int) -> Stage:
     copy = replace(
         stage, number=number, buf=Buf(storage, old.shape, old.strides, old.offset),
         axes=tuple(names[v] for v in stage.axes), red=tuple(names[v] for v in stage.red),
-        hoist=names[stage.hoist] if stage.hoist else None, limits={})
+        hoist=names[stage.hoist] if stage.hoist else None,
+        blocks=tuple(names[v] for v in stage.blocks),
+        limits={names[v]: limit for v, limit in stage.limits.items()})
     index = {v: Affine.of(u) for v, u in names.items()}
     copy.rewrite(lambda e: e, lambda a: a.substitute(index))
     return copy

@@ -1,0 +1,231 @@
+"""Chains of products run tile by tile where rows are too long, or no loop is around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from running import Compiled, Memory, buffers, floats, interpreted, native, plan_of, unexplained
+
+from tinyc.composites import attention, linear, randomness, reductions
+from tinyc.ir import build as b
+from tinyc.ir.autograd import vjp
+from tinyc.ir.evaluate import evaluate
+from tinyc.ir.node import Node, toposort
+from tinyc.ir.ops import Op
+from tinyc.ir.plan import Plan
+from tinyc.schedule import block, online
+
+Case = tuple[list[Node], Memory]
+
+
+@pytest.fixture
+def tiny_tiles(monkeypatch):
+    """Tiles of four rows and columns, as if nothing fitted a cache."""
+    monkeypatch.setattr(online, "MIN_TILE", 4)
+    monkeypatch.setattr(online, "WIDER", 0)
+    monkeypatch.setattr(online, "SHARE", 1 << 30)
+    monkeypatch.setattr(online, "COLUMNS_SHARE", 1 << 30)
+    monkeypatch.setattr(block, "MIN_ROWS", 4)
+
+
+def attend(arrays: list[np.ndarray], gradient: bool = True, **options) -> Case:
+    (q, k, v, g), memory = buffers(*arrays)
+    y = attention.attention(q, k, v, **options)
+    return [y, *(vjp([y], [g], [q, k, v]) if gradient else [])], memory
+
+
+def operands(t: int = 24, s: int = 0, batch: tuple[int, ...] = (1, 1)) -> list[np.ndarray]:
+    return [floats(*batch, n, 8, seed=i) for i, n in enumerate((t, s or t, s or t, t))]
+
+
+def tiles(plan: Plan) -> list[tuple[int, int]]:
+    return [(r.terms["rows"], r.terms["columns"]) for r in plan.remarks if r.pass_name == "online"]
+
+
+def check(case: Case, run=interpreted) -> None:
+    outputs, memory = case
+    with np.errstate(all="ignore"):
+        for got, want in zip(run(outputs, memory), evaluate(outputs, memory)):
+            np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+            np.testing.assert_array_equal(np.isposinf(got), np.isposinf(want))
+            np.testing.assert_array_equal(np.isneginf(got), np.isneginf(want))
+            finite = np.isfinite(want)
+            np.testing.assert_allclose(got[finite], want[finite], 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("batch", [(1, 1), (), (2, 3), (1, 2)])
+def test_attention_runs_in_tiles(batch, gradient, causal, tiny_tiles):
+    case = attend(operands(batch=batch), gradient, causal=causal)
+    plan = plan_of(case[0])
+    assert tiles(plan) == [(4, 4)]
+    assert sum(any(s.kind == "contract" for s in n.stages()) for n in plan.nests) == 1
+    assert unexplained(plan) == []
+    check(case)
+    check(case, native)
+
+
+def test_rows_and_columns_may_differ(tiny_tiles):
+    case = attend(operands(24, 40))
+    assert tiles(plan_of(case[0])) == [(4, 4)]
+    check(case)
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_memory_grows_with_the_length_and_not_with_its_square(heads, causal, gradient):
+    needed = []
+    for t in (32768, 131072):
+        case = attend([np.broadcast_to(np.float32(0), (1, heads, t, 64))] * 4, gradient,
+                      causal=causal)
+        plan = plan_of(case[0])
+        assert tiles(plan) == [(512, 512)]
+        scratch = sum(s.buf.storage.nbytes for s in plan.stages
+                      if s.buf.storage.role == "scratch")
+        needed.append((plan.arena_size, scratch))
+        # Two gradients, keys' and values', for each of the chunks; tiles and numbers for rows.
+        assert plan.arena_size <= 8 * 2 * t * 64 * 4 + 4096
+        assert scratch <= 6 * 512 * 512 * 4 + 4 * 512 * (t // 512) * 4 + 8 * 512 * 4
+    (arena, scratch), (longer_arena, longer_scratch) = needed
+    assert longer_arena <= 4 * arena + 4096 and longer_scratch <= 4 * scratch
+
+
+def test_short_rows_stay_complete():
+    case = attend([np.zeros((2, 2, 2048, 64), np.float32)] * 4)
+    assert tiles(plan_of(case[0])) == []
+
+
+def test_a_product_that_is_not_much_larger_than_its_operands_is_left_whole():
+    (x, w, u), _ = buffers(*(np.zeros(s, np.float32) for s in ((2048, 512), (512, 2048),
+                                                               (2048, 512))))
+    hidden = b.tanh(linear.matmul(x, w))
+    assert tiles(plan_of([linear.matmul(hidden, u)])) == []
+
+
+ODD = [np.nan, np.inf, -np.inf, 3e38]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("which", range(4))
+def test_odd_numbers_come_out_where_the_evaluator_has_them(which, odd, causal, tiny_tiles):
+    for place in [(0, 0, 0, 3), (0, 0, 14, 0), (0, 0, 23, 7)]:
+        arrays = operands()
+        arrays[which][place] = odd
+        check(attend(arrays, causal=causal))
+
+
+def test_large_numbers_do_not_overflow_in_a_part_of_the_sum(tiny_tiles):
+    arrays = operands()
+    arrays[2][:] = 3e38  # a sum of shares of it is as large, one of exponentials would be infinite
+    arrays[3][:] = 0
+    check(attend(arrays))
+
+
+def test_an_infinite_value_with_a_share_of_zero_is_not_a_number(tiny_tiles):
+    arrays = operands()
+    arrays[0][:], arrays[1][:] = 1.0, 0.0
+    # Scores of -2, -62 and -162: exp(-62) and exp(-100) are not zero, but exp(-160) is.
+    arrays[1][0, 0, :, 0], arrays[1][0, 0, 5, 0], arrays[1][0, 0, 6, 0] = -175.0, -5.0, -450.0
+    arrays[2][0, 0, 6, 0] = np.inf
+    with np.errstate(all="ignore"):
+        case = attend(arrays, gradient=False)
+        assert np.isnan(evaluate(*case)[0]).any()
+    check(case)
+
+
+MASKS = {
+    "nobody": np.zeros((24, 24), bool),
+    "some": np.random.default_rng(5).random((24, 24)) < 0.2,
+    "columns from 12 on": np.arange(24)[None] >= np.full((24, 1), 12),
+    "a row of nobody": np.arange(24)[:, None] != np.full((1, 24), 7),
+    "added": np.where(np.random.default_rng(6).random((24, 24)) < 0.5, -np.inf, 0.5).astype("f"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("safe", [True, False])
+def test_masked_rows(name, safe, tiny_tiles):
+    (q, k, v, g, m), memory = buffers(*operands(), MASKS[name])
+    if safe:  # zeros for a row of nobody
+        y = attention.attention(q, k, v, m)
+    else:  # and NaN
+        scores = linear.matmul(q, b.permute(k, (0, 1, 3, 2)))
+        low = b.where(m, scores, -np.inf) if MASKS[name].dtype == bool else b.add(scores, m)
+        y = linear.matmul(reductions.softmax(low), v)
+    case = [y, *vjp([y], [g], [q, k, v])], memory
+    assert tiles(plan_of(case[0])) == [(4, 4)]
+    check(case)
+
+
+def test_dropout_leaves_out_the_same_shares_each_time_they_are_made(tiny_tiles):
+    arrays = operands(batch=(1, 2))
+    (q, k, v, g, key), memory = buffers(*arrays, np.array(7, np.uint32))
+
+    def draw(shape):
+        return randomness.bits((key, 9), 0, shape)
+
+    y = attention.attention(q, k, v, causal=True, dropout_p=0.3, draw=draw)
+    case = [y, *vjp([y], [g], [q, k, v])], memory
+    assert tiles(plan_of(case[0])) == [(4, 4)]
+    check(case)
+
+
+@pytest.mark.parametrize("batch", [(1, 1), (1, 2)])
+def test_bits_do_not_depend_on_threads(batch, tiny_tiles):
+    outputs, memory = attend(operands(64, batch=batch), causal=True)
+    compiled = Compiled(outputs, split=True)
+    assert max(k.chunks for k in compiled.program.kernels) > 1
+    one, *others = (compiled(memory, threads) for threads in (1, 2, 3))
+    for other in others:
+        for x, y in zip(one, other):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_shares_that_are_asked_for_are_stored_whole(tiny_tiles):
+    (q, k, v), memory = buffers(*operands()[:3])
+    share = attention.shares(q, k)
+    outputs = [linear.matmul(share, v), share]
+    assert tiles(plan_of(outputs)) == []
+    check((outputs, memory))
+
+
+def test_what_overwrites_an_operand_waits_for_the_tiles(tiny_tiles):
+    outputs, memory = attend(operands())
+    key = next(n for n in toposort(outputs) if n.op is Op.BUFFER and n.attrs[0] == 2)
+    outputs = [*outputs, b.assign(key, b.mul(outputs[2], 0.5))]
+    assert tiles(plan_of(outputs)) == [(4, 4)]
+    check((outputs, memory))
+
+
+STEPS = {
+    "tanh": b.tanh,
+    "half": lambda s: b.mul(s, 0.5),
+    "centred": lambda s: b.sub(s, b.max_(s, -1, True)),
+    "softmax": reductions.softmax,
+    "of columns": lambda s: reductions.softmax(s, -2),
+    "share": lambda s: b.div(b.exp(b.tanh(s)), b.sum_(b.exp(b.tanh(s)), -1, True)),
+    "with its mirror": lambda s: b.add(s, b.permute(s, (*range(len(s.shape) - 2), -1, -2))),
+    "kept": b.materialize,
+    "less its total": lambda s: b.sub(s, b.mul(b.sum_(s, (-1, -2), True), 0.01)),
+}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4),
+       st.sampled_from([(), (3,), (1, 2)]))  # fmt: skip
+@settings(max_examples=40, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+def test_any_chain_between_two_products(tiny_tiles, gradient, steps, batch):
+    (q, k, v, g), memory = buffers(*(floats(*batch, 8, 4, seed=i) for i in range(4)))
+    scores = linear.matmul(q, b.permute(k, (*range(len(batch)), -1, -2)))
+    for name in steps:
+        scores = STEPS[name](scores)
+    outputs = [linear.matmul(scores, v)]
+    if gradient:
+        outputs += vjp(outputs, [g], [q, k, v])
+    check((outputs, memory))

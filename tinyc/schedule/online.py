@@ -1,0 +1,150 @@
+"""Cut rows and columns of chained products into tiles, so that no row is ever complete.
+
+Complete rows (`schedule.block`) lose where rows, and what stands along the columns, leave the
+caches, and need a loop around them. Here one loop over blocks of columns makes the scores of a
+tile and all that is summed of them. A softmax needs the maximum and the sum of a row before it has
+a share of it: so each block of columns has a maximum, a sum and products of its own, and at the end
+of the row these are combined, each weighted with exp(its maximum - that of the row); see Milakov
+and Gimelshein, "Online normalizer calculation for softmax" (2018). What needs complete rows, as
+gradients do, runs in a second loop over the blocks, which makes the tiles again.
+"""
+from __future__ import annotations
+
+from tinyc.diagnostics import Remark
+from tinyc.ir.cost import elements
+from tinyc.ir.index import Var
+from tinyc.ir.plan import Buf, Loop, Plan, Stage, Tree, read_vars, stages_of
+from tinyc.ir.program import Target
+from tinyc.schedule.block import SHARE, cut, edge_divisor
+from tinyc.schedule.chains import Chain, Uses, find_chain, operand_bytes, wide_bytes
+from tinyc.schedule.skip import Edge, asks_indices, find_edge, limit_columns, outer_loops
+from tinyc.schedule.tiling import Tiling, find_softmax, repeat_tiles, split_softmax
+
+# Rows, and columns, of a tile: at most, and at least.
+TILE = 512
+MIN_TILE = 32
+# So many blocks of rows there are at least: for chunks, and since one of each block is half empty
+# where columns end at an edge.
+BLOCKS = 16
+# A product is cut into tiles if it is so many times as large as its operands.
+WIDER = 4
+# What stands along the columns may take this share of the last-level cache where rows are complete.
+COLUMNS_SHARE = 4
+
+
+def tile_chains(plan: Plan, target: Target) -> list[Remark]:
+    """Cut chains into tiles where that pays and is legal; their stages then are placed anew."""
+    remarks: list[Remark] = []
+    if target.threads > 1:  # blocks of threads are many: rows are divided among them
+        return remarks
+    seen: set[Stage] = set()
+    checks: dict[tuple, Stage] = {}
+    for start in tuple(plan.stages):
+        if start in seen or not is_large(start, target):
+            continue
+        chain = find_chain(plan, Uses(plan), start)
+        if chain is None:
+            continue
+        seen.update(chain.body)
+        around = loops_around(plan, chain)
+        if sum(s.kind == "contract" for s in chain.body) > 1 and pays(chain, around, plan, target):
+            remarks += tile_chain(plan, chain, around, checks)
+    return remarks
+
+
+def is_large(stage: Stage, target: Target) -> bool:
+    """True for a product that leaves the caches, and is much larger than its operands."""
+    return (stage.kind == "contract" and stage.buf.storage.role == "arena"
+            and wide_bytes(stage) > max(target.l2 // SHARE, WIDER * operand_bytes(stage)))
+
+
+def loops_around(plan: Plan, chain: Chain) -> set[Var]:
+    """The loops that all members share."""
+    members, around = set(chain.body), set[Var]()
+    inside: list[Tree] = [tree for nest in plan.nests for tree in nest.body]
+    while True:
+        holds = [t for t in inside if not members.isdisjoint(stages_of(t))]
+        if len(holds) != 1 or not isinstance(holds[0], Loop):
+            return around
+        around.add(holds[0].var)
+        inside = holds[0].body
+
+
+def pays(chain: Chain, around: set[Var], plan: Plan, target: Target) -> bool:
+    """True if rows can't be complete, or what stands along the columns leaves the caches then."""
+    if not around:
+        return True
+    standing: dict[Buf, int] = {}
+    for s in chain.body:
+        names = plan.mapping[s]
+        for buf, used in ((s.buf, set(s.axes)), *((r.buf, read_vars(r)) for r in s.reads)):
+            if chain.columns.get(s) in used and chain.rows[s] not in used:
+                own = [v for v in used if names.get(v, v) not in around]
+                standing[buf] = elements(own) * buf.dtype.itemsize
+    return sum(standing.values()) > target.l3 // COLUMNS_SHARE
+
+
+def tile_chain(plan: Plan, chain: Chain, around: set[Var],
+               checks: dict[tuple, Stage]) -> list[Remark]:
+    """Cut one chain; no remark if it has no tiles."""
+    edge = None
+    if any(asks_indices(s.expr) for s in chain.body):
+        loops = outer_loops(plan, chain.body[0], around)
+        edge = find_edge(plan, chain.body, chain.rows, chain.columns, loops, {})
+    sizes = tile_sizes(chain, edge)
+    if not all(sizes):
+        return []
+    first = chain.body[0]
+    rows, columns = cut(plan, chain.rows, sizes[0]), cut(plan, chain.columns, sizes[1])
+    t = Tiling(plan, chain.body, rows, columns,
+               ends={s for s in chain.body if s not in chain.columns})
+    for s in t.body:
+        s.blocks = (t.rows[s], t.columns[s]) if s.kind == "contract" else ()
+    if edge is not None:
+        limit_columns(plan, t.body, edge, sizes[0], t.rows, t.columns, checks)
+    take_out(t)
+    for s in tuple(t.body):
+        found = find_softmax(t, s)
+        if found is not None:
+            split_softmax(t, found)
+    repeat_tiles(t)
+    put_back(t)
+    message = f"runs in tiles of {sizes[0]} rows and {sizes[1]} columns" + (
+        "" if edge is None else ", as far as columns count")
+    return [Remark("applied", "online", first.name, message, first.node.origin,
+                   {"rows": sizes[0], "columns": sizes[1], "members": len(t.body)})]
+
+
+def tile_sizes(chain: Chain, edge: Edge | None) -> tuple[int, int]:
+    """Rows and columns of a tile, divisors of all; 0 if there are none."""
+    first = next(s for s in chain.body if s in chain.columns)
+    if edge is not None:
+        return (edge_divisor(edge, most(chain.rows[first]), 2),) * 2
+    rows, columns = (next((n for n in range(most(v), MIN_TILE - 1, -1) if v.extent % n == 0), 0)
+                     for v in (chain.rows[first], chain.columns[first]))
+    return rows, columns
+
+
+def most(v: Var) -> int:
+    """The rows or columns of a tile at most."""
+    return min(TILE, max(MIN_TILE, v.extent // BLOCKS), v.extent // 2)
+
+
+def take_out(t: Tiling) -> None:
+    """Take the members out of the plan; what waits for none of them comes before their place."""
+    members, behind = set(t.body), set[Stage]()
+    before: list[Stage] = []
+    for s in t.plan.stages:
+        if s in members:
+            continue
+        if any(p in members or p in behind for p in (*s.producers, *s.after)):
+            behind.add(s)
+        else:
+            before.append(s)
+    t.plan.stages = [*before, *(s for s in t.plan.stages if s in behind)]
+    t.start = len(before)
+
+
+def put_back(t: Tiling) -> None:
+    """Put the members into the plan, in order."""
+    t.plan.stages[t.start:t.start] = t.body
