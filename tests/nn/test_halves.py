@@ -8,6 +8,7 @@ import pytest
 import tinyc
 import tinyc.functional as F
 from tinyc import Tensor, nn, optim
+from tinyc.models.gpt import GPT, GPTConfig
 
 HALVES = pytest.mark.parametrize("dtype", [tinyc.f16, tinyc.bf16], ids=repr)
 
@@ -49,6 +50,32 @@ def test_training_follows_that_in_f32(dtype, make):
     single, half = losses(tinyc.f32, make), losses(dtype, make)
     assert single[-1] < single[0] - 0.2
     np.testing.assert_allclose(half, single, atol=0.04 if dtype is tinyc.bf16 else 0.008)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "autocast"])
+def test_a_small_gpt_has_the_losses_of_f32(kind):
+    def losses(kind: str) -> list[float]:
+        tinyc.manual_seed(0)
+        model = GPT(GPTConfig(block_size=16, vocab_size=20, n_layer=2, n_head=2, n_embd=32))
+        if kind in ("f16", "bf16"):
+            model.to(kind)
+        optimizer = optim.AdamW(model.parameters(), lr=3e-3)
+        tokens = np.random.default_rng(0).integers(0, 20, (4, 17))
+
+        @tinyc.jit
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            with tinyc.autocast(enabled=kind == "autocast"):
+                loss = model(x, y)[1]
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return [step(Tensor(tokens[:, :-1]), Tensor(tokens[:, 1:])).item() for _ in range(6)]
+
+    single = losses("f32")
+    assert single[-1] < single[0] - 0.2
+    np.testing.assert_allclose(losses(kind), single, atol=0.02)
 
 
 @HALVES

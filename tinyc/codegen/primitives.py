@@ -333,8 +333,10 @@ def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage],
              vector: int) -> tuple[Stmt, ...]:
     """An innermost loop whose sums go to lanes; the rest of the range goes to the first lanes.
 
-    Each vector of lanes has a loop of its own, since compilers keep that in a register.
+    Each vector of lanes has a loop of its own, since compilers keep that in a register. Where
+    halves are read it is two vectors: compilers have vectors of one size in a loop.
     """
+    vector *= 2 if reads_halves(loop) else 1
     whole, rest = divmod(loop.var.extent, lanes)
     j, name = Var(f"{loop.var.name}o", whole), f"{loop.var.name}l"
     work = sum(isinstance(e, Apply) for s in loop.body if isinstance(s, Store)
@@ -351,6 +353,11 @@ def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage],
         at = Affine.of(t) + whole * lanes
         out.append(For(t, lane_body(loop, at, fresh, Affine.of(t)), "simd"))
     return tuple(out)
+
+
+def reads_halves(loop: For) -> bool:
+    """True if a statement of a loop reads f16 or bf16 from memory."""
+    return any(x.dtype.is_half for s in loop.body if isinstance(s, Store) for x in loads(s.value))
 
 
 def lane_body(loop: For, at: Affine, fresh: dict[Storage, Storage],
