@@ -101,7 +101,7 @@ def test_a_thread_has_each_sum_of_its_tile_once():
 @pytest.mark.parametrize("kind", ["nn", "tt"])
 def test_the_depth_is_divided_where_there_are_few_tiles(monkeypatch, kind):
     monkeypatch.setattr(gpu_contract, "LEAST_DEPTH", 8)
-    monkeypatch.setattr(gpu_contract, "TILE_COST", 0)
+    monkeypatch.setattr(gpu_contract, "LAUNCH", 0)
     graph, memory = product(17, 20, 30, kind)
     (kernel,) = check(graph, memory)
     assert kernel.chunks == 2 * 2, "parts of 16 points"

@@ -51,10 +51,14 @@ SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 16, 8, 4), Shape(64, 128, 16,
 # Tiles for matrix instructions, whose warps have high x wide sums each.
 MATRICES = (Shape(128, 128, 32, 64, 32), Shape(128, 64, 32, 32, 32), Shape(64, 128, 32, 32, 32),
             Shape(64, 64, 32, 32, 32), Shape(32, 64, 32, 16, 32), Shape(32, 32, 32, 16, 16))
-# What a tile costs beside its products, in points of the depth.
-TILE_COST = 24
+# A multiprocessor, for each cycle: multiply-adds of each kind, bytes from the second-level cache;
+# the threads without which it waits, and its blocks, as `Target.chunks` counts them.
+PRODUCTS = {"": 128, "tf32": 512, "f16": 1024, "bf16": 1024}
+BYTES, BUSY, BLOCKS = 24, 256, 2
+# What a second launch costs.
+LAUNCH = 4000
 # A part of the depth has at least so many points.
-LEAST_DEPTH = 128
+LEAST_DEPTH = 64
 # Rows of tiles that blocks with numbers near each other share, so that operands stay in the cache.
 GROUP = 8
 # Elements of a result that a block adds up from parts.
@@ -144,22 +148,29 @@ def substituted(c: Contraction, names: dict[Var, Affine]) -> Contraction:
 
 
 def choose_cut(c: Contraction, batch: int, target: Target, may_split: bool) -> Cut:
-    """The cut with which the busiest part of the device has least to do."""
+    """The cut with which the busiest multiprocessor is done first."""
     m, n, k = elements(c.rows), elements(c.cols), elements(c.depth)
     options = []
     for shape in shapes_for(c, target, SHAPES, k):
         blocks = batch * -(-m // shape.rows) * -(-n // shape.cols)
-        parts = [1]
-        if may_split and blocks < target.chunks:
-            parts.append(max(1, min(target.chunks // blocks, k // LEAST_DEPTH)))
-        for p in parts:
-            speed = REACH[shape.high * shape.wide]
-            deep = -(-k // p) + TILE_COST * (1 if p == 1 else 2)
-            # A part of the device that has a small tile only is no busier than its share.
-            waves = max(1.0, blocks * p / target.chunks)
-            rounded = -(-blocks * p // target.chunks) if waves < 4 else waves
-            options.append((rounded * shape.rows * shape.cols * deep / speed, p, Cut(shape, p)))
+        most = min(target.chunks // blocks, k // LEAST_DEPTH) if may_split else 1
+        for p in dict.fromkeys((1, *(1 << i for i in range(1, max(1, most).bit_length())))):
+            time = cycles(shape, c, blocks * p, -(-k // p), target)
+            if p > 1:
+                moved = 2 * p * batch * m * n * c.tile.dtype.itemsize
+                time += LAUNCH + moved * BLOCKS / (BYTES * target.chunks)
+            options.append((time, p, Cut(shape, p)))
     return min(options, key=lambda o: o[:2])[2]
+
+
+def cycles(shape: Shape, c: Contraction, blocks: int, depth: int, target: Target) -> float:
+    """How long the busiest multiprocessor takes for its blocks: to multiply, or to read operands
+    from the second-level cache."""
+    mine = -(-blocks * BLOCKS // target.chunks)
+    busy = min(1.0, mine * shape.threads / BUSY) * REACH[shape.high * shape.wide]
+    products = shape.rows * shape.cols / (PRODUCTS[shape.kind] * busy)
+    read = (shape.rows + shape.cols) * c.a.dtype.itemsize / BYTES
+    return mine * depth * max(products, read)
 
 
 def matrix_kind(c: Contraction, target: Target) -> str:
