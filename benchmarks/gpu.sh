@@ -25,9 +25,12 @@ command -v "$python" >/dev/null || stop "no Python: $python"
 "$python" -c 'import ctypes; assert ctypes.CDLL("libcuda.so.1").cuInit(0) == 0' 2>/dev/null ||
     stop "no CUDA driver, or it does not start: libcuda.so.1 is not here or cuInit fails"
 
-# What the Python there has is used; what it lacks comes from the folder.
-"$python" -m venv --system-site-packages "$work/venv" || stop "no virtual environment can be made"
+# What the Python there has is used, though it may be in an environment itself; what it lacks comes
+# from the folder.
+"$python" -m venv "$work/venv" || stop "no virtual environment can be made"
 venv=$work/venv/bin/python
+"$python" -c 'import sys; print("\n".join(p for p in sys.path if p.endswith("-packages")))' \
+    >"$("$venv" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/theirs.pth"
 lacks() {
     ! "$venv" -c "import $1" 2>/dev/null
 }

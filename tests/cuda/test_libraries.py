@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,9 @@ from pathlib import Path
 import emulated_cuda
 import numpy as np
 import pytest
+from emulated_cuda import emulated_library
 
-SOURCE = Path(emulated_cuda.__file__).with_name("emulated_libcuda.c")
+SUPPORT = Path(emulated_cuda.__file__).parent
 STEPS = """
 import json, sys
 import numpy as np
@@ -73,20 +73,8 @@ print(json.dumps([type(calls).__name__, calls.card.arch, calls.card.shared, ther
 """
 
 
-def library(folder: Path, needed: tuple[str, ...] = ()) -> None:
-    """Make the emulated library; what else is `needed` has a function that fails."""
-    if shutil.which("cc") is None or emulated_cuda.problem():
-        pytest.skip("emulated CUDA: there is no compiler")
-    stubs = folder / "stubs.c"
-    stubs.write_text("\n".join(f"__attribute__((weak)) int {name}() {{ return 801; }}"
-                               for name in needed))
-    line = ["cc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o",
-            folder / "libcuda.so.1", SOURCE, stubs]
-    subprocess.run(line, check=True)
-
-
 def run_steps(which: str, folder: Path, **environment: str) -> list:
-    paths = [*sys.path, str(SOURCE.parent)]
+    paths = [*sys.path, str(SUPPORT)]
     known = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", STEPS, which], env={**known, **environment},
                           capture_output=True, text=True)
@@ -107,7 +95,7 @@ def test_training_steps_profile_and_errors(which, graphs, tmp_path):
     package = "pycuda" if which == "pycuda" else "cuda"
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    library(tmp_path, needed_by_pycuda() if which == "pycuda" else ())
+    emulated_library(tmp_path, needed_by_pycuda() if which == "pycuda" else ())
     without = {} if graphs else {"TC_WITHOUT_GRAPHS": "1"}
     name, arch, shared, there, here, timed, full, refused, said = run_steps(
         which, tmp_path, **without)

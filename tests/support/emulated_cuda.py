@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tinyc.diagnostics import CompileError, CompilerNotFound
 from tinyc.runtime import cuda, cuda_compiler
@@ -278,3 +279,16 @@ def install() -> None:
 
         opened.emulates = True  # type: ignore[attr-defined]
         cuda.open_device = opened
+
+
+def emulated_library(folder: Path, needed: Sequence[str] = ()) -> None:
+    """Make a libcuda.so.1 whose GPU is emulated; what else is `needed` is there, and fails."""
+    if shutil.which("cc") is None or problem():
+        pytest.skip("emulated CUDA: there is no compiler")
+    stubs = folder / "stubs.c"
+    stubs.write_text("\n".join(f"__attribute__((weak)) int {name}() {{ return 801; }}"
+                               for name in needed))
+    source = HEADER.with_name("emulated_libcuda.c")
+    line = ["cc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o",
+            folder / "libcuda.so.1", source, stubs]
+    subprocess.run(line, check=True)
