@@ -2,9 +2,9 @@
 //
 // A thread runs until it waits (at a barrier, or for the lanes of its warp) or ends; then the next
 // one runs, so there are no data races, only orders: TC_EMULATE_BACKWARDS starts threads from the
-// last one, and a kernel that lacks a barrier computes something else then. Shared memory is static,
-// so the address sanitizer sees its bounds; global memory is the caller's. Device code that comes
-// to a barrier which not all living threads of its block, or of its warp, come to is reported.
+// last one, and a kernel that lacks a barrier computes something else then. A barrier which not all
+// living threads of a block, or of a warp, come to is reported. Accesses are those of C++, so the
+// address sanitizer sees them.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -43,7 +43,9 @@ static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline int2 make_int2(int x, int y) { return {x, y}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
 static inline double2 make_double2(double x, double y) { return {x, y}; }
 
 namespace emulator {
@@ -249,8 +251,16 @@ template <class T> static inline T __shfl_xor_sync(unsigned, T v, int mask, int 
 }
 
 template <class T> static inline T atomicAdd(T *p, T v) { T old = *p; *p = old + v; return old; }
-template <class T> static inline T atomicMax(T *p, T v) { T old = *p; *p = old < v ? v : old; return old; }
-template <class T> static inline T atomicMin(T *p, T v) { T old = *p; *p = v < old ? v : old; return old; }
+template <class T> static inline T atomicMax(T *p, T v) {
+  T old = *p;
+  if (old < v) *p = v;
+  return old;
+}
+template <class T> static inline T atomicMin(T *p, T v) {
+  T old = *p;
+  if (v < old) *p = v;
+  return old;
+}
 template <class T> static inline T atomicOr(T *p, T v) { T old = *p; *p = old | v; return old; }
 template <class T> static inline T atomicExch(T *p, T v) { T old = *p; *p = v; return old; }
 template <class T> static inline T atomicCAS(T *p, T expected, T v) {
