@@ -13,7 +13,6 @@ from tinyc.codegen import primitives as p
 from tinyc.codegen.parallel import (
     Lanes,
     Sharing,
-    chain_of,
     count,
     in_one,
     limit_of_all,
@@ -67,6 +66,10 @@ class Pending:
                                               (self.written, other.written))))
 
 
+# (statements before a loop that was dealt out, the loop, statements after it, what it touches).
+Dealt = tuple[list[Stmt], For, list[Stmt], Pending]
+
+
 @dataclass
 class Crew:
     """A block of threads on its way through the statements of a kernel."""
@@ -76,6 +79,7 @@ class Crew:
     lanes: Lanes = field(default_factory=Lanes)
     pending: Pending = field(default_factory=Pending)
     loops: list[Var] = field(default_factory=list)
+    made: dict[For, Dealt] = field(default_factory=dict)
 
     def block(self, body: Iterable[Stmt]) -> tuple[Stmt, ...]:
         """Statements that all threads run together."""
@@ -96,24 +100,29 @@ class Crew:
 
     def loop(self, stmt: For) -> list[Stmt]:
         """A loop that is dealt out, or that all run alike."""
-        found = chain_of(stmt) if stmt.kind == "serial" else None
+        found = self.costs.chain(stmt)
         if found is not None and self.costs.deals(stmt, self.threads):
-            return self.dealt(*found)
+            if stmt not in self.made:
+                self.made[stmt] = self.dealt(*found)
+            before, made, after, touches = self.made[stmt]
+            return [*before, *self.after(touches), made, *after]
         head = self.wait((replace(stmt, body=()),))
         outer, self.loops = self.loops, [*self.loops, stmt.var]
         start, self.pending = self.pending, Pending()
-        first = self.block(stmt.body)
+        body = self.block(stmt.body)
         again, self.pending = self.pending, start
-        if waits(self.block(stmt.body)) > waits(first):
-            head, start = [*head, Barrier()], Pending()
+        if start.read or start.written:
+            if waits(self.block(stmt.body)) > waits(body):
+                head, start = [*head, Barrier()], Pending()
         # What is pending at the end of an iteration is so at the start of the next one.
         self.pending = start.add(again)
-        body = self.block(stmt.body)
+        if again.written:
+            body = self.block(stmt.body)
         self.pending = start.add(self.pending)
         self.loops = outer
         return [*head, replace(stmt, body=body)]
 
-    def dealt(self, loops: tuple[For, ...], shares: Sharing) -> list[Stmt]:
+    def dealt(self, loops: tuple[For, ...], shares: Sharing) -> Dealt:
         """Loops dealt out to the threads as one, and what they have added up combined."""
         width = vector_width(loops, 4 if count(loops) >= 2 * self.threads else 1)
         if loops[0].limit is not None and limit_of_all(loops, width) is None:
@@ -130,13 +139,16 @@ class Crew:
             after += [Combine(own, how), Store(register, ZERO, Load(own, ZERO), how)]
         body = p.replace_storage(body, fresh)
         made = For(lane, body, "thread", limit_of_all(loops, width))
-        return [*before, *self.wait((made,), frozenset((lane, part))), made, *after]
+        return before, made, after, touched_by((made,), frozenset((lane, part)))
 
     # -- who waits for whom ----------------------------------------------------------------------
 
     def wait(self, body: tuple[Stmt, ...], lanes: frozenset[Var] = frozenset()) -> list[Stmt]:
         """A barrier if statements touch what others may still write or read; notes what they do."""
-        mine = touched_by(body, lanes)
+        return self.after(touched_by(body, lanes))
+
+    def after(self, mine: Pending) -> list[Stmt]:
+        """A barrier if accesses may meet those that are pending, to which they then belong."""
         clash = any(self.meets(s, touches, self.pending.written) for s, touches in
                     (*mine.read.items(), *mine.written.items())) or any(
             self.meets(s, touches, self.pending.read) for s, touches in mine.written.items())

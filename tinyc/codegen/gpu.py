@@ -55,11 +55,11 @@ FOR_SUMS = 8
 
 def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     """The kernel for blocks of threads."""
-    if kernel.threads > 1:
-        verify_threads(kernel, target.shared)
-        return kernel
     p.number_names()
-    if target.threads >= WARP and any(isinstance(s, Contraction) for s in statements(kernel.body)):
+    if kernel.threads > 1:  # it was made for blocks, but for its end
+        if kernel.finish:
+            kernel = finished(kernel, prepared(kernel.finish), Costs(), target)
+    elif target.threads >= WARP and has_products(kernel.body):
         made = schedule_product(kernel, target) or schedule_nest(kernel, target)
         if made.finish is kernel.finish and kernel.finish:
             made = finished(made, prepared(kernel.finish), Costs(), target)
@@ -68,6 +68,11 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
         kernel = loops_on_grid(kernel, target)
     verify_threads(kernel, target.shared)
     return kernel
+
+
+def has_products(body: Body) -> bool:
+    """True if statements hold a contraction."""
+    return any(isinstance(s, Contraction) for s in statements(body))
 
 
 def loops_on_grid(kernel: LoopKernel, target: Target) -> LoopKernel:
@@ -218,11 +223,12 @@ def in_shares(stmt: Stmt, chunks: int) -> Body:
     if not isinstance(stmt, For) or stmt.kind != "chunk":
         return (stmt,)
     loops: tuple[For, ...] = (stmt,)
-    n = stmt.var.extent
-    if n < chunks:
-        found = chain_of(stmt)
-        loops = found[0] if found else loops
-        n = count(loops)
+    while count(loops) < chunks and len(loops[-1].body) == 1:
+        inner = loops[-1].body[0]
+        if not isinstance(inner, For) or inner.limit is not None:
+            break
+        loops = (*loops, inner)
+    n = count(loops)
     share = -(-n // chunks)
     share = -(-share // SHARE) * SHARE if share > 4 * SHARE else share
     block, inside = Var("block", chunks), Var("share", share)

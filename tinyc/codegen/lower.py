@@ -1,7 +1,7 @@
 """Loop trees -> loop IR: addresses, accumulators, private sums of chunks, contractions."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tinyc.codegen.contract import grid_chunks
 from tinyc.codegen.gpu_scatter import RowScatter, rows_of
@@ -66,13 +66,12 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
     target = choices.on(target)
     stages = nest.stages()
     rows = rows_of(stages[0]) if stages[0].kind == "scatter" and target.threads > 1 else None
-    if rows is not None and not nest.finish:
-        return scatter_rows(nest, RowScatter(rows, target, concrete, note_of(stages[0])))
-    chunks = chunk_count(nest, stages, target)
+    made = RowScatter(rows, target, concrete, note_of(stages[0])) if rows else None
+    chunks = made.blocks if made else chunk_count(plan, nest, stages, target)
     low = Lowering(plan, nest, target, Var("chunk", chunks))
     body: list[Stmt] = []
     if stages[0].kind == "scatter":
-        body.append(scatter(low, stages[0]))
+        body += made.body() if made else (scatter(low, stages[0]),)
     for tree in nest.body if not body else ():
         body.extend(lower_tree(low, tree, (), root=True))
     finish: list[Stmt] = []
@@ -81,26 +80,14 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
             finish.extend(combine(low, stage))
     for tree in nest.finish:
         finish.extend(lower_tree(low, tree, (), root=False))
-    return kernel_of(nest, tuple(body), tuple(finish), low.chunk)
-
-
-def kernel_of(nest: Nest, body: tuple[Stmt, ...], finish: tuple[Stmt, ...],
-              chunk: Var) -> LoopKernel:
-    """A kernel with what is known of its members."""
-    stages = nest.stages()
     members = tuple(s.name for s in stages)
     origins = tuple(dict.fromkeys(s.node.origin for s in stages if s.node.origin))
     lines = {s.name: s.node.origin for s in stages if s.node.origin}
-    return LoopKernel(kernel_name(nest), body, finish, chunk, members, origins, lines)
+    return LoopKernel(kernel_name(nest), tuple(body), tuple(finish), low.chunk,
+                      members, origins, lines, made.warp if made else 1)
 
 
-def scatter_rows(nest: Nest, made: RowScatter) -> LoopKernel:
-    """A scatter as blocks of threads do it: no recipe changes it any more."""
-    chunk = Var("chunk", made.blocks)
-    return replace(kernel_of(nest, made.body(), (), chunk), threads=made.warp)
-
-
-def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
+def chunk_count(plan: Plan, nest: Nest, stages: list[Stage], target: Target) -> int:
     """Chunks depend on shapes and the target alone, so results never depend on threads."""
     root = nest.body[0]
     if stages[0].kind == "scatter":
@@ -111,7 +98,7 @@ def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
         return grid_chunks(root.stage, target) if root.stage.kind == "contract" else 1
     work = sum(stage_work(s) for t in nest.body for s in stages_of(t))
     if target.threads > 1:
-        return block_count(nest, root, work, target)
+        return block_count(plan, nest, root, work, target)
     private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private if not s.blocks)
     limit = target.chunks if not private else max(1, (4 << 20) // private)
     return max(1, min(target.chunks, limit, root.var.extent, 2 * work // target.serial_work))
@@ -121,15 +108,21 @@ def chunk_count(nest: Nest, stages: list[Stage], target: Target) -> int:
 BLOCK_SUMS = 8 << 20
 
 
-def block_count(nest: Nest, root: Loop, work: int, target: Target) -> int:
+def block_count(plan: Plan, nest: Nest, root: Loop, work: int, target: Target) -> int:
     """Blocks of threads that keep sums of their own: of other kernels recipes choose how many."""
     private = sum(elements(s.axes) * s.dtype.itemsize for s in nest.private)
     most = BLOCK_SUMS // private if private else target.chunks
-    points, tree = root.var.extent, root.body
-    while len(nest.stages()) == 1 and len(tree) == 1 and isinstance(tree[0], Loop):
-        points *= tree[0].var.extent
-        tree = tree[0].body
+    points, body = root.var.extent, root.body
+    while len(body) == 1 and isinstance(body[0], Loop) and all(
+            s.kind != "contract" and (s in nest.private) == sums_along(plan, s, body[0])
+            for s in stages_of(root)):
+        points, body = points * body[0].var.extent, body[0].body
     return max(1, min(target.chunks, most, points, 16 * work // target.serial_work))
+
+
+def sums_along(plan: Plan, stage: Stage, loop: Loop) -> bool:
+    """True if a stage reduces over a loop."""
+    return loop.var in {plan.mapping[stage].get(v, v) for v in stage.red}
 
 
 # -- trees ---------------------------------------------------------------------------------------

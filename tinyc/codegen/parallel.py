@@ -96,7 +96,10 @@ def sharing(loop: For) -> Sharing | None:
     return Sharing(found)
 
 
-def chain_of(loop: For) -> tuple[tuple[For, ...], Sharing] | None:
+Chain = tuple[tuple[For, ...], Sharing]
+
+
+def chain_of(loop: For) -> Chain | None:
     """The perfectly nested loops, this one first, that may be dealt out as one; None if this may
     not."""
     first = sharing(loop)

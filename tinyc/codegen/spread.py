@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tinyc.codegen.parallel import chain_of, count
+from tinyc.codegen.parallel import Chain, chain_of, count
 from tinyc.codegen.rebase import accesses
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import Apply, For, If, Stmt, Storage, Store, statements, walk
@@ -35,6 +35,14 @@ class Costs:
     """What statements cost; remembers what it has found of loops."""
 
     known: dict[tuple[For, int], tuple[float, bool]] = field(default_factory=dict)
+    chains: dict[For, Chain | None] = field(default_factory=dict)
+    each: dict[For, float] = field(default_factory=dict)
+
+    def chain(self, loop: For) -> Chain | None:
+        """The loops that may be dealt out as one with a loop, this one first."""
+        if loop not in self.chains:
+            self.chains[loop] = chain_of(loop) if loop.kind == "serial" else None
+        return self.chains[loop]
 
     def deals(self, loop: For, threads: int) -> bool:
         """True if dealing a loop out is better than running it alike with those below dealt out."""
@@ -59,14 +67,15 @@ class Costs:
         """(what a loop takes, whether it is dealt out)."""
         key = stmt, threads
         if key not in self.known:
-            found = chain_of(stmt) if stmt.kind == "serial" else None
+            found = self.chain(stmt)
             alike = stmt.var.extent * (1.0 + self.together(stmt.body, threads))
             self.known[key] = alike, False
             if found is not None:
                 loops, shares = found
                 rounds = -(-count(loops) // threads)
-                each = alone(loops[-1].body, loops[-1].var)
-                cost = rounds * (1.0 + each) + WAIT * len(shares.sums)
+                if stmt not in self.each:
+                    self.each[stmt] = alone(loops[-1].body, loops[-1].var)
+                cost = rounds * (1.0 + self.each[stmt]) + WAIT * len(shares.sums)
                 if cost <= alike:
                     self.known[key] = cost, True
         return self.known[key]
