@@ -16,7 +16,7 @@ import pytest
 from tinyc import checking, compiler, config, dumps, pipeline
 from tinyc.diagnostics import ShapeError, VerifyError
 from tinyc.ir import build as b
-from tinyc.ir.dtype import f32, i64
+from tinyc.ir.dtype import bf16, f32, i64, numbers, stored
 from tinyc.ir.node import Node
 from tinyc.ir.parser import parse_text
 from tinyc.pipeline import Pass
@@ -72,15 +72,17 @@ class TestDump:
         assert found[0] == found[1]
         assert dumps.INPUTS in found[0]
 
-    def test_inputs_are_kept_on_demand_as_they_were_before_the_run(self, tmp_path):
-        x = Buffer.from_numpy(np.arange(6, dtype=np.float32), "cpu")
-        leaf = b.buffer(x.uid, 0, (6,), f32, "cpu")
+    @pytest.mark.parametrize("dtype", [f32, bf16], ids=repr)
+    def test_inputs_are_kept_on_demand_as_they_were_before_the_run(self, tmp_path, dtype):
+        x = Buffer.from_numpy(stored(np.arange(6), dtype), "cpu")
+        leaf = b.buffer(x.uid, 0, (6,), dtype, "cpu")
         with config.configure(dump=str(tmp_path), dump_inputs=True):
             compiler.execute([b.assign(leaf, b.mul(leaf, 7.0))], {x.uid: x})
             compiler.execute([b.assign(leaf, b.mul(leaf, 7.0))], {x.uid: x})
         (folder,) = tmp_path.iterdir()
-        np.testing.assert_array_equal(dumps.read_inputs(folder)["in0"], np.arange(6))
-        np.testing.assert_array_equal(x.array, 49.0 * np.arange(6))
+        (kept,) = dumps.read_inputs(folder, [leaf])
+        np.testing.assert_array_equal(numbers(kept, dtype), np.arange(6))
+        np.testing.assert_array_equal(numbers(x.array, dtype), 49.0 * np.arange(6))
 
     def test_what_an_earlier_dump_left_is_removed(self, tmp_path, monkeypatch):
         for shape in ((8, 21), (8, 23)):

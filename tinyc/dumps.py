@@ -20,6 +20,8 @@ import numpy as np
 
 from tinyc import config
 from tinyc.diagnostics import Origin, format_origin, warn_once
+from tinyc.ir.dtype import bf16
+from tinyc.ir.node import Node
 from tinyc.ir.program import CPU, LANGUAGES, KernelInfo, Program, Target
 from tinyc.ir.program_text import count, fusion_texts, places
 from tinyc.ir.steps import Step
@@ -143,18 +145,23 @@ def write_inputs(home: Path, arrays: Sequence[np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     found = {f"in{i}": np.array(array, order="C") for i, array in enumerate(arrays)}
+    # Files have no name for bf16 that numpy knows: its bits are kept, see `read_inputs`.
+    found = {k: a.view(np.uint16) if a.dtype == bf16.np else a for k, a in found.items()}
     try:
         save_file(found, str(home / INPUTS))
     except OSError as error:
         warn_once("dump", f"TINYC_DUMP_INPUTS: {home / INPUTS} is not written: {error}")
 
 
-def read_inputs(home: Path) -> dict[str, np.ndarray] | None:
-    """Return what a dump's program was given, by in0, in1 and so on; None where it is not kept."""
+def read_inputs(home: Path, leaves: Sequence[Node]) -> list[np.ndarray] | None:
+    """Return what a dump's program was given, for each of its leaves; None where it is not kept."""
     from safetensors.numpy import load_file
 
     path = home / INPUTS
-    return load_file(str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    kept = load_file(str(path))
+    return [kept[f"in{i}"].view(leaf.dtype.np) for i, leaf in enumerate(leaves)]
 
 
 # Targets as text ---------------------------------------------------------------------------------
@@ -169,15 +176,16 @@ def target_text(target: Target) -> str:
 
 def target_from(values: Mapping[str, object]) -> Target:
     """Return the usual CPU with some values others. ValueError says what is not one of them."""
-    numbers = [name for name, value in asdict(CPU).items() if isinstance(value, int)]
+    usual = asdict(CPU)
     for name, value in values.items():
-        if name == "language" and value in LANGUAGES:
-            continue
-        if name not in numbers or type(value) is not int or value < 1:
-            known = ", ".join(numbers)
+        right = type(value) is type(usual.get(name))
+        if type(value) is int:
+            right = right and value >= min(1, usual[name])
+        if not right or (name == "language" and value not in LANGUAGES):
+            known = ", ".join(name for name, value in usual.items() if type(value) is int)
             raise ValueError(f"{name}={value}: expected a positive integer for one of {known}, or "
                              f"language={' or '.join(LANGUAGES)}")
-    return Target(**{**asdict(CPU), **values})
+    return Target(**{**usual, **values})
 
 
 # Crash files -------------------------------------------------------------------------------------

@@ -131,13 +131,12 @@ def from_dump(folder: Path, pattern: re.Pattern[str]) -> Case:
         outputs = parse_text(path.read_text(encoding="utf-8"), str(path))
         config.configure(**meta["switches"])
         leaves = canonical_key(outputs)[1]
-        kept, target = dumps.read_inputs(home), dumps.target_from(meta["target"])
+        kept, target = dumps.read_inputs(home, leaves), dumps.target_from(meta["target"])
         given = f"{home / dumps.INPUTS}"
         if kept is None:
             given = "made up: the dump has none (TINYC_DUMP_INPUTS=1 keeps them)"
             return Case(outputs, target, made_up(leaves), meta["program"], given)
-        arrays = [kept[f"in{i}"] for i in range(len(leaves))]
-        return Case(outputs, target, arrays, meta["program"], given)
+        return Case(outputs, target, kept, meta["program"], given)
     the_one(pattern, [label for meta in metas for label in meta["kernels"]])
     raise AssertionError("a kernel that is there was not found")
 
