@@ -68,6 +68,48 @@ def test_attention_runs_in_tiles(batch, gradient, causal, tiny_tiles):
     check(case, native)
 
 
+@pytest.fixture
+def tiny_rows(monkeypatch):
+    """Blocks of four rows, as if they did not fit a cache and what stands along columns did."""
+    for module in (block, online):
+        monkeypatch.setattr(module, "SHARE", 1 << 30)
+    monkeypatch.setattr(online, "WIDER", 0)
+    monkeypatch.setattr(block, "MIN_ROWS", 4)
+
+
+def blocks(plan: Plan) -> list[int]:
+    return [r.terms["rows"] for r in plan.remarks if r.pass_name == "block"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("batch", [(1, 1), ()])
+def test_rows_of_one_head_run_in_blocks(batch, gradient, causal, tiny_rows):
+    case = attend(operands(batch=batch), gradient, causal=causal)
+    plan = plan_of(case[0])
+    assert blocks(plan) == [4] and tiles(plan) == []
+    assert sum(any(s.kind == "contract" for s in n.stages()) for n in plan.nests) == 1
+    assert unexplained(plan) == []
+    check(case)
+    check(case, native)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("which", range(4))
+def test_odd_numbers_in_blocks_of_rows(which, odd, tiny_rows):
+    arrays = operands()
+    arrays[which][0, 0, 14, 0] = odd
+    check(attend(arrays, causal=True))
+
+
+def test_one_short_head_needs_no_memory_for_its_scores():
+    for t, rows in ((1024, 64), (4096, 32)):
+        plan = plan_of(attend([np.zeros((1, 1, t, 64), np.float32)] * 4)[0])
+        assert blocks(plan) == [rows] and len(plan.nests) == 1
+        # Two gradients for each of the chunks.
+        assert plan.arena_size == 8 * 2 * t * 64 * 4
+
+
 def test_rows_and_columns_may_differ(tiny_tiles):
     case = attend(operands(24, 40))
     assert tiles(plan_of(case[0])) == [(4, 4)]

@@ -15,7 +15,7 @@ from tinyc.ir.cost import elements
 from tinyc.ir.index import Var
 from tinyc.ir.plan import Buf, Loop, Plan, Stage, Tree, read_vars, stages_of
 from tinyc.ir.program import Target
-from tinyc.schedule.block import SHARE, cut, edge_divisor
+from tinyc.schedule.block import SHARE, block_size, cut, cut_body, edge_divisor, edge_size
 from tinyc.schedule.chains import Chain, Uses, find_chain, operand_bytes, wide_bytes
 from tinyc.schedule.skip import Edge, asks_indices, find_edge, limit_columns, outer_loops
 from tinyc.schedule.tiling import Tiling, find_softmax, repeat_tiles, split_softmax
@@ -33,7 +33,8 @@ COLUMNS_SHARE = 4
 
 
 def tile_chains(plan: Plan, target: Target) -> list[Remark]:
-    """Cut chains into tiles where that pays and is legal; their stages then are placed anew."""
+    """Cut chains into tiles, or blocks of complete rows where `block_rows` finds no loop around
+    them; their stages then are placed anew."""
     remarks: list[Remark] = []
     if target.threads > 1:  # blocks of threads are many: rows are divided among them
         return remarks
@@ -47,8 +48,12 @@ def tile_chains(plan: Plan, target: Target) -> list[Remark]:
             continue
         seen.update(chain.body)
         around = loops_around(plan, chain)
-        if sum(s.kind == "contract" for s in chain.body) > 1 and pays(chain, around, plan, target):
+        if sum(s.kind == "contract" for s in chain.body) < 2:
+            continue
+        if standing_bytes(chain, around, plan) > target.l3 // COLUMNS_SHARE:
             remarks += tile_chain(plan, chain, around, checks)
+        elif not around:  # with a loop around them `block_rows` cuts them
+            remarks += cut_rows(plan, chain, wide_bytes(start), target, checks)
     return remarks
 
 
@@ -70,10 +75,8 @@ def loops_around(plan: Plan, chain: Chain) -> set[Var]:
         inside = holds[0].body
 
 
-def pays(chain: Chain, around: set[Var], plan: Plan, target: Target) -> bool:
-    """True if rows can't be complete, or what stands along the columns leaves the caches then."""
-    if not around:
-        return True
+def standing_bytes(chain: Chain, around: set[Var], plan: Plan) -> int:
+    """Bytes of what stands along the columns, which each block of rows passes over."""
     standing: dict[Buf, int] = {}
     for s in chain.body:
         names = plan.mapping[s]
@@ -81,16 +84,33 @@ def pays(chain: Chain, around: set[Var], plan: Plan, target: Target) -> bool:
             if chain.columns.get(s) in used and chain.rows[s] not in used:
                 own = [v for v in used if names.get(v, v) not in around]
                 standing[buf] = elements(own) * buf.dtype.itemsize
-    return sum(standing.values()) > target.l3 // COLUMNS_SHARE
+    return sum(standing.values())
+
+
+def edge_of(plan: Plan, chain: Chain, around: set[Var]) -> Edge | None:
+    """The edge beyond which columns add nothing."""
+    if not any(asks_indices(s.expr) for s in chain.body):
+        return None
+    loops = outer_loops(plan, chain.body[0], around)
+    return find_edge(plan, chain.body, chain.rows, chain.columns, loops, {})
+
+
+def cut_rows(plan: Plan, chain: Chain, nbytes: int, target: Target,
+             checks: dict[tuple, Stage]) -> list[Remark]:
+    """Cut the rows of a chain alone; no remark if there are no blocks of them."""
+    first = next(s for s in chain.body if s in chain.columns)
+    edge = edge_of(plan, chain, set())
+    size = block_size(chain.rows[first].extent, nbytes, target)
+    if edge is not None:
+        narrow = edge_size(edge, size)
+        edge, size = (edge, narrow) if narrow else (None, size)
+    return [cut_body(plan, chain.body, chain.rows, size, edge, checks)] if size else []
 
 
 def tile_chain(plan: Plan, chain: Chain, around: set[Var],
                checks: dict[tuple, Stage]) -> list[Remark]:
     """Cut one chain; no remark if it has no tiles."""
-    edge = None
-    if any(asks_indices(s.expr) for s in chain.body):
-        loops = outer_loops(plan, chain.body[0], around)
-        edge = find_edge(plan, chain.body, chain.rows, chain.columns, loops, {})
+    edge = edge_of(plan, chain, around)
     sizes = tile_sizes(chain, edge)
     if not all(sizes):
         return []
