@@ -61,7 +61,7 @@ part() {
     printf '== %s: passed in %ds\n' "$name" $((SECONDS - started))
 }
 
-part "device" 60 "$venv" -c \
+part "device" 45 "$venv" -c \
     "import tinyc; print((tinyc.ones(1000, device='cuda') * 2).sum().item())"
-part "tests" 200 "$venv" -m pytest -p no:cacheprovider -q -x -m gpu tests/cuda tests/acceptance
-part "table" 200 "$venv" benchmarks/gpu.py --results "$results"
+part "tests" 185 "$venv" -m pytest -p no:cacheprovider -q -x -m gpu tests/cuda tests/acceptance
+part "table" 240 "$venv" benchmarks/gpu.py --results "$results"

@@ -26,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs in pytest's cache, so that a second run compiles only what changed."""
     if "TINYC_CACHE_DIR" not in os.environ:
         os.environ["TINYC_CACHE_DIR"] = str(config.cache.mkdir("tinyc"))
+    if os.environ.get("TINYC_DEVICE") == "cuda:9":
+        import emulated_cuda
+
+        emulated_cuda.install()
     try:
         import hypothesis
     except ImportError:

@@ -33,6 +33,7 @@ INSTALL = (
     "pip install 'tinyc[cuda]' brings PyCUDA (`pip install cuda-bindings` does as well), the GPU's "
     "driver comes from NVIDIA"
 )
+NON_BLOCKING = 1
 # Blocks for each multiprocessor, where a kernel can have any number of them.
 BLOCKS = 2
 
@@ -209,7 +210,8 @@ class PyCuda:
         self.context = device.retain_primary_context()
         self._held: dict[int, Any] = {}
         with self.active():
-            self.stream = self._done(cuda.Stream)
+            # Not one that waits for the default stream of others.
+            self.stream = self._done(cuda.Stream, NON_BLOCKING)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -269,7 +271,8 @@ class PyCuda:
         self, function: Any, grid: int, threads: int, shared: int, arguments: Arguments
     ) -> None:
         """Start a kernel, or add it to the graph that is being recorded."""
-        function.prepare("P" * len(arguments.values))
+        if not hasattr(function, "arg_format"):
+            function.prepare("P" * len(arguments.values))
         self._done(
             function.prepared_async_call,
             (grid, 1),
