@@ -17,6 +17,8 @@ from tinyc.ir.node import Node
 from tinyc.ir.plan import Plan
 from tinyc.ir.program import CPU
 
+pytestmark = pytest.mark.cpu("stores past the caches")
+
 TINY = {"l2": 1 << 10, "l3": 8 << 10}
 TARGET = replace(CPU, **TINY)
 

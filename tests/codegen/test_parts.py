@@ -12,6 +12,8 @@ from tinyc.ir.dtype import f32
 from tinyc.runtime import host
 from tinyc.runtime.buffer import Buffer
 
+pytestmark = pytest.mark.cpu("how C is compiled")
+
 
 def chain():
     """Three products, so three kernels or more."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from running import Compiled, buffers, floats, program_of
 
 from tinyc.composites import activation, linear
 from tinyc.ir import build as b
 from tinyc.ir.node import Node
+
+pytestmark = pytest.mark.cpu("functions of C")
 
 LAYERS = 4
 
