@@ -342,8 +342,9 @@ def find_program(outputs: tuple[Node, ...], leaves: tuple[Node, ...],
     from tinyc import pipeline
 
     passes_run += 1
-    get_device(device).prepare()
-    program, done = pipeline.build_program(outputs, leaves, target)
+    native = get_device(device)
+    native.prepare()
+    program, done = pipeline.build_program(outputs, leaves, target, prepare=native.prepare)
     if key:
         program_cache.store(key, program, outputs)
     return program, done

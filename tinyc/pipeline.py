@@ -49,6 +49,8 @@ from tinyc.schedule.remake import remake
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
 
+Prepare = Callable[[str, bool, int], None]
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -261,16 +263,20 @@ def fresh(old: Node, new: Node) -> Node:
 
 
 def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Target,
-                  again: bool = False) -> tuple[Program, Compilation]:
+                  again: bool = False,
+                  prepare: Prepare = lambda text, libm, parts: None,
+                  ) -> tuple[Program, Compilation]:
     """Graph -> program: source text, memory plan, launch list, remarks.
 
     A program that is made once more, `again`, to be looked at, is neither printed nor dumped.
+    `prepare` is called with its text, whether that needs libm, and its parts, as soon as possible.
     """
     done = run_passes(tuple(outputs), tuple(leaves), target, again)
     plan = done.plan
     assert plan is not None
     start = time.perf_counter()
     source, launches = render(plan, target)
+    prepare(source.text, source.libm, source.parts)
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     phase = phases(done.graph)
     infos = tuple(replace(kernel_info(k, nest, target), source=text, source_members=lines,

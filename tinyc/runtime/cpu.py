@@ -57,7 +57,6 @@ class CpuDevice:
     def __init__(self) -> None:
         self._host = HostDevice(self.name)
         self._pool: ctypes.CDLL | None = None
-        self._compiling: threading.Thread | None = None
         self._arena_block: Block | None = None
         self._scratch_block: Block | None = None
         self._scratch_size = 0
@@ -101,11 +100,14 @@ class CpuDevice:
     def synchronize(self) -> None:
         """Return at once: a run has finished when its call returns."""
 
-    def prepare(self) -> None:
-        """Have the thread pool compiled while a program is being made."""
-        with contextlib.suppress(CompilerNotFound), self.lock:
-            if self._pool is None and self._compiling is None:
-                self._compiling = compile_meanwhile(pool_unit())
+    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
+        """Have the thread pool, and the text of a program once it is known, compiled while the rest
+        of the program is being made."""
+        units = [] if self._pool else [pool_unit()]
+        if text:
+            units.append(Unit(text, libm, parts=parts, lines=config.current().lines))
+        with contextlib.suppress(CompilerNotFound):
+            compile_meanwhile(units)
 
     def load(self, program: Program, library: Path | None = None) -> CpuExecutable:
         """Return what runs a program, compiled now unless its library is given."""
@@ -113,7 +115,7 @@ class CpuDevice:
             origins = {kernel.name: kernel.origins for kernel in program.kernels}
             lines = config.current().lines
             unit = Unit(program.source, program.libm, origins, program.parts, lines=lines)
-            if self._pool is None and self._compiling is None:  # side by side
+            if self._pool is None:  # both are compiled side by side where neither is in the cache
                 compile_libraries([unit, pool_unit()])
             loaded, library = load_library(unit)
         else:
@@ -172,8 +174,6 @@ class CpuDevice:
     def load_pool(self) -> None:
         """Have the threads that parallel loops run on. The caller holds the lock."""
         if self._pool is None:
-            if self._compiling is not None:
-                self._compiling.join()
             pool, _ = load_library(pool_unit())
             pool.tc_set_threads.restype = ctypes.c_long
             pool.tc_record.restype = ctypes.c_long

@@ -61,8 +61,9 @@ class Device(Protocol):
     def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
         """Return neighbouring elements of a buffer as a buffer, which may share their memory."""
 
-    def prepare(self) -> None:
-        """Begin, if anything takes long, what a program needs that is about to be made."""
+    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
+        """Begin what takes long of what a program needs that is being made, of which the source is
+        known later than the first call."""
 
     def load(self, program: Program, library: Path | None = None) -> Executable:
         """Return what runs a program, compiled now unless its library is given."""

@@ -62,7 +62,7 @@ class HostDevice:
         flat = buffer.array.reshape(-1)[first : first + prod(shape)]
         return Buffer.from_numpy(flat.reshape(shape), self.name, copy=False)
 
-    def prepare(self) -> None:
+    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
         """Return at once: programs need nothing."""
 
     def load(self, program: Program, library: Path | None = None) -> NoReturn:

@@ -182,7 +182,7 @@ class LaunchDevice:
 
     # -- programs --------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
+    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
         """Return at once: a program needs only its own kernels."""
 
     def load(self, program: Program, library: Path | None = None) -> LaunchExecutable:

@@ -6,6 +6,7 @@ denormals off in whoever loads it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -15,12 +16,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from tinyc import config
 from tinyc.diagnostics import CompileError, CompilerNotFound, Origin, format_origin, warn_once
 from tinyc.runtime.cache import DiskCache, disk_cache, make_key
 from tinyc.runtime.isa import NATIVE, cpu_features, isa_in_force
+from tinyc.runtime.processes import Process, first_to_end, run
 
 FLAGS = (
     "-O2",
@@ -211,7 +210,7 @@ def _compiler_from(data: dict) -> Compiler:
 
 def _probe(command: tuple[str, ...], machine: MachineFlags, cache: DiskCache) -> Compiler:
     """Ask a compiler for its version, then let it compile and run a function."""
-    status, output = _run([*command, "--version"], None, PROBE_SECONDS)
+    status, output = run([*command, "--version"], None, PROBE_SECONDS)
     version = " ".join(output.split())
     if status:
         raise _Broken(_first_words(output) or f"exit status {status}")
@@ -231,7 +230,7 @@ def _probe_flags(compiler: Compiler, work: Path) -> str:
     """Return why a compiler does not work with its flags, or nothing."""
     library = work / f"probe{len(compiler.native)}{compiler.native[-1:]}.so"
     line = compiler.command_line(str(work / SOURCE), str(library), libm=False)
-    status, output = _run(line, work, PROBE_SECONDS)
+    status, output = run(line, work, PROBE_SECONDS)
     if status:
         return _first_words(output) or f"exit status {status}"
     try:
@@ -268,33 +267,23 @@ def compile_library(source: str, *, libm: bool = False, origins: Origins | None 
 def compile_libraries(units: Sequence[Unit]) -> list[Path]:
     """Compile several sources at once, each by its own processes; see `compile_library`."""
     compiler, cache = find_compiler(), disk_cache()
-    keys = [library_key(unit, compiler) for unit in units]
-    entries = [cache.get(key) for key in keys]
-    missing = [i for i, entry in enumerate(entries) if entry is None]
+    keyed = {library_key(unit, compiler): unit for unit in units}
+    entries = {key: cache.get(key) for key in keyed}
+    missing = {key: unit for key, unit in keyed.items() if entries[key] is None}
     if missing:
-        made = _compile([(keys[i], units[i]) for i in missing], compiler, cache)
-        for i, entry in zip(missing, made):
-            entries[i] = entry
-    return [entry / LIBRARY for entry in entries if entry is not None]
+        entries.update(_compile(missing, compiler, cache))
+    found = [entries[library_key(unit, compiler)] for unit in units]
+    return [entry / LIBRARY for entry in found if entry is not None]
 
 
-def compile_meanwhile(unit: Unit) -> threading.Thread | None:
-    """Begin to compile a source that is not in the cache; return the thread that waits for it.
-
-    What goes wrong is not said: whoever loads the library compiles it again, and is told.
-    """
+def compile_meanwhile(units: Sequence[Unit]) -> None:
+    """Begin to compile sources that are not in the cache, for `compile_libraries` to finish."""
     compiler, cache = find_compiler(), disk_cache()
-    key = library_key(unit, compiler)
-    if cache.get(key) is not None:
-        return None
-
-    def work() -> None:
-        with contextlib.suppress(CompileError, OSError):
-            _compile([(key, unit)], compiler, cache)
-
-    thread = threading.Thread(target=work, name="tinyc compiler")
-    thread.start()
-    return thread
+    keyed = {library_key(unit, compiler): unit for unit in units}
+    missing = {k: u for k, u in keyed.items() if k not in _begun and cache.get(k) is None}
+    with contextlib.suppress(OSError):  # who needs them tries again, and is told
+        batch = _Batch(missing, compiler, cache)
+        _begun.update(dict.fromkeys(missing, batch))
 
 
 def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
@@ -328,35 +317,96 @@ def library_key(unit: Unit, compiler: Compiler) -> str:
     return make_key("library", source, *flags, command, compiler.version, cpu_features())
 
 
-def _compile(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCache) -> list[Path]:
+def _compile(units: Mapping[str, Unit], compiler: Compiler, cache: DiskCache) -> dict[str, Path]:
+    """Compile units by key; those that were begun are only waited for."""
+    batches = {id(batch): batch for key in units if (batch := _begun.pop(key, None))}
+    begun = {key for batch in batches.values() for key in batch.units}
+    alone = {key: unit for key, unit in units.items() if key not in begun}
     try:
-        return _compile_in(units, compiler, cache)
+        batch = _Batch(alone, compiler, cache)
+        entries = batch.finish(alone)
+        for batch in batches.values():
+            entries |= batch.finish(units)
     except OSError as error:
         cache.fall_back(error)
-        return _compile_in(units, compiler, cache)
-
-
-def _compile_in(units: list[tuple[str, Unit]], compiler: Compiler, cache: DiskCache) -> list[Path]:
-    """Compile units side by side and publish their libraries; OSError where the disk refuses."""
-    entries = []
-    with contextlib.ExitStack() as stack:
-        works, jobs = [], []
-        for key, unit in units:
-            work = stack.enter_context(cache.workspace())
-            (work / SOURCE).write_text(unit.source)
-            works.append(work)
-            home = (work, cache.root / key)
-            jobs += [(line, work) for line in _first_lines(unit, compiler, home)]
-        results = stack.enter_context(contextlib.closing(_side_by_side(jobs)))
-        for (key, unit), work in zip(units, works):
-            cache.stats.compiles += 1
-            for line in _first_lines(unit, compiler, (work, cache.root / key)):
-                _check(unit, line, work, next(results), cache, key)
-            if unit.parts > 1:
-                line = compiler.link_line(_objects(unit), LIBRARY, unit.libm)
-                _check(unit, line, work, _run(line, work, COMPILE_SECONDS), cache, key)
-            entries.append(cache.publish(key, work, [LIBRARY, SOURCE]))
+        entries = _Batch(units, compiler, cache).finish(units)
     return entries
+
+
+class _Batch:
+    """Units that are compiled side by side: as many processes as there are CPUs are at work from
+    the start, the others when somebody waits for the libraries."""
+
+    def __init__(self, units: Mapping[str, Unit], compiler: Compiler, cache: DiskCache) -> None:
+        self.units, self.compiler, self.cache = units, compiler, cache
+        self.works: dict[str, Path] = {}
+        self.jobs: list[tuple[str, list[str]]] = []
+        self.running: dict[int, Process] = {}
+        self.results: dict[int, tuple[int, str]] = {}
+        with contextlib.ExitStack() as stack:
+            for key, unit in units.items():
+                work = self.works[key] = stack.enter_context(cache.workspace())
+                (work / SOURCE).write_text(unit.source)
+                lines = _first_lines(unit, compiler, (work, cache.root / key))
+                self.jobs += [(key, line) for line in lines]
+            self.waiting = deque(range(len(self.jobs)))
+            self.stack = stack
+            self._start()
+            self.stack = stack.pop_all()
+
+    def _start(self) -> None:
+        """Start processes while there are CPUs for them."""
+        while self.waiting and len(self.running) < (os.cpu_count() or 1):
+            number = self.waiting.popleft()
+            key, line = self.jobs[number]
+            self.running[number] = self.stack.enter_context(Process(line, self.works[key]))
+
+    def _result(self, number: int) -> tuple[int, str]:
+        """Return exit status and output of a job."""
+        while number not in self.results:
+            self._start()
+            ended = first_to_end(self.running, COMPILE_SECONDS)
+            self.results[ended] = self.running.pop(ended).wait(COMPILE_SECONDS)
+        self._start()
+        return self.results[number]
+
+    def finish(self, units: Mapping[str, Unit]) -> dict[str, Path]:
+        """Publish the libraries; OSError where the disk refuses. `units`, by key, know what may
+        be said of errors."""
+        entries = {}
+        with self.stack:
+            for key, own in self.units.items():
+                unit, work = units.get(key, own), self.works[key]
+                self.cache.stats.compiles += 1
+                for number, (owner, line) in enumerate(self.jobs):
+                    if owner == key:
+                        _check(unit, line, work, self._result(number), self.cache, key)
+                if unit.parts > 1:
+                    line = self.compiler.link_line(_objects(unit), LIBRARY, unit.libm)
+                    result = run(line, work, COMPILE_SECONDS)
+                    _check(unit, line, work, result, self.cache, key)
+                entries[key] = self.cache.publish(key, work, [LIBRARY, SOURCE])
+        return entries
+
+
+_begun: dict[str, _Batch] = {}
+_parents: list[_Batch] = []
+
+
+def _abandon() -> None:
+    """End what nobody waits for any more."""
+    while _begun:
+        _begun.popitem()[1].stack.close()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: what is being compiled is the parent's, and stays as it is."""
+    _parents.extend(_begun.values())
+    _begun.clear()
+
+
+atexit.register(_abandon)
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _first_lines(unit: Unit, compiler: Compiler, home: tuple[Path, Path]) -> list[list[str]]:
@@ -374,20 +424,6 @@ def _first_lines(unit: Unit, compiler: Compiler, home: tuple[Path, Path]) -> lis
 
 def _objects(unit: Unit) -> list[str]:
     return [f"part{i}.o" for i in range(1, unit.parts + 1)]
-
-
-def _side_by_side(
-    jobs: list[tuple[list[str], Path]],
-) -> Generator[tuple[int, str], None, None]:
-    """Run command lines, one on each CPU; give exit status and output in their order."""
-    running: deque[_Process] = deque()
-    with contextlib.ExitStack() as stack:
-        for line, work in jobs:
-            if len(running) == (os.cpu_count() or 1):
-                yield running.popleft().wait(COMPILE_SECONDS)
-            running.append(stack.enter_context(_Process(line, work)))
-        while running:
-            yield running.popleft().wait(COMPILE_SECONDS)
 
 
 def _check(
@@ -440,60 +476,3 @@ def _kernel_at(unit: Unit, error: str) -> str | None:
             if name in text:
                 return name
     return None
-
-
-class _Process:
-    """A running compiler in a process group of its own, killed if its block is left early."""
-
-    def __init__(self, line: list[str], work: Path | None) -> None:
-        self._line = line
-        environment = {**os.environ, "LC_ALL": "C"}
-        if work is not None:
-            environment["TMPDIR"] = str(work)
-        with _interrupts_held():
-            self._process = subprocess.Popen(
-                line,
-                cwd=work,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-
-    def wait(self, seconds: float) -> tuple[int, str]:
-        """Return exit status and output; a process that hangs is ended and says so."""
-        try:
-            output, _ = self._process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return -1, f"no answer within {seconds:g} seconds"
-        return self._process.returncode, output.decode(errors="replace")
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Put Ctrl-C off, so that a process that was started is known before the block is left."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _run(line: list[str], work: Path | None, seconds: float) -> tuple[int, str]:
-    try:
-        with _Process(line, work) as process:
-            return process.wait(seconds)
-    except OSError as error:
-        return -1, str(error.strerror)
