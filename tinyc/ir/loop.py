@@ -148,9 +148,21 @@ def indices(expr: Expr) -> tuple[Affine, ...]:
 
 def walk(root: Expr) -> list[Expr]:
     """Every distinct node of an expression, operands first."""
+    below: list[Expr] | None = root.__dict__.get("_below")
+    if below is None:
+        below = _below(root)
+        # Expressions never change, and passes ask again and again.
+        root.__dict__["_below"] = below
+    return [*below, root]
+
+
+def _below(root: Expr) -> list[Expr]:
     order: list[Expr] = []
+    operands = children(root)
+    if not operands:
+        return order
     seen: set[int] = set()
-    stack: list[Expr | None] = [root]
+    stack: list[Expr | None] = [*operands[::-1]]
     waiting: list[Expr] = []  # for their operands: each None on the stack ends those of one
     while stack:
         expr = stack.pop()
