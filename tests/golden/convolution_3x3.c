@@ -19,7 +19,7 @@ static void k0_contract(void *task, long chunk, long worker) {
         const long i2 = tc_min(8 * i1 + r, 63);
         o2[r] = (300 * i0 + 10 * (i2 / 8) + (i2 % 8));
       }
-      tc_tile_f32_8x8_8(3, 3, 3, 3, 100, 10, 1, 3, a1, o2, s0 + 0, 8, v0 + 64 * i1, 8, 0);
+      tc_tile_f32_8x8_8_window(3, 3, 3, 100, 10, 1, a1, o2, s0 + 0, 8, v0 + 64 * i1, 8, 0);
     }
     long o3[64];
     for (long r = 0; r < 64; r++) o3[r] = 8 * r;

@@ -18,7 +18,7 @@ static void k0_contract_where(void *task, long chunk, long worker) {
       const long i1 = tc_min(5 * i0 + r, 31);
       o2[r] = 64 * i1;
     }
-    tc_tile_f32_5x16_8(2, 1, 32, 32, 32, 0, 1, 1, a1, o2, s0 + 0, 16, v0 + 0, 16, 0);
+    tc_tile_f32_5x16_8(2, 32, 32, 32, 1, a1, o2, s0 + 0, 16, v0 + 0, 16, 0);
     for (long i2 = 0; i2 < tc_min(5, (-5 * i0 + 32)); i2++) {
       #pragma omp simd
       for (long i3 = 0; i3 < 16; i3++) {

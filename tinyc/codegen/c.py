@@ -17,7 +17,7 @@ from tinyc.codegen.depth import DepthPart, depth_parts, in_one
 from tinyc.codegen.owners import Owners
 from tinyc.codegen.primitives import WIDEST_LANES
 from tinyc.codegen.rebase import Bases, place, rebase
-from tinyc.codegen.render import TYPES, Functions, KernelText, Renderer, Scope
+from tinyc.codegen.render import TYPES, Functions, KernelText, PackKey, Renderer, Scope, TileKey
 from tinyc.codegen.tile import MACROS, pack_function, pack_name, tile_function, tile_name
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
@@ -169,9 +169,7 @@ class CScope(Scope):
                                          pad)
         outer, inner = levels[:-3], levels[-3:]
         calls = []
-        sums = stmt.height * (stmt.width // stmt.lanes)
-        adds = stmt.more != Affine.const_of(0)
-        for part in depth_parts(inner, sums, adds) if stmt.limit is None else [in_one(inner)]:
+        for part in parts_of(stmt):
             sizes = [*(str(n) for n, _ in part.levels), str(part.last)]
             if stmt.limit is not None and not outer:
                 sizes = [ends[0], *sizes[1:]] if len(inner) > 1 else ["1", "1", *ends, *ends]
@@ -182,10 +180,9 @@ class CScope(Scope):
                   outer: list[tuple[tuple[int, int], str]], pad: str) -> list[str]:
         """A call of the register tile for a part of the depth, in loops around it if it has some:
         ((extent, stride), end) for each. `a` is the row operand and the offsets of its rows."""
-        name, b, tile = self.tile_name(stmt), self.storage(stmt.b.storage), self.storage(stmt.tile)
+        b, tile = self.storage(stmt.b.storage), self.storage(stmt.tile)
         pointer, offsets = a
         outer = [*outer, *((level, str(level[0])) for level in part.around)]
-        steps = ", ".join(str(step) for _, step in part.levels)
         more = "1" if part.before else self.index(stmt.more)
         at, bt = "", ""
         if part.before:
@@ -198,7 +195,8 @@ class CScope(Scope):
             at += "".join(f" + {step} * {d}" for d, ((_, step), _) in zip(names, outer))
             bt += f" + {stmt.b_stride * part.points} * {count}"
             more = f"{count} > 0" if more == "0" else f"{more} + {count} > 0"
-        call = (f"{name}({', '.join(sizes)}, {steps}, {part.many}, {pointer}{at}, {offsets}, "
+        call = (f"{self.tile_name(stmt, part)}({self.depth(part, sizes)}, "
+                f"{pointer}{at}, {offsets}, "
                 f"{b} + {self.index(stmt.b.index)}{bt}, {stmt.b_stride}, "
                 f"{tile} + {self.index(stmt.at)}, {stmt.apart}, {more});")
         if not outer:
@@ -206,10 +204,9 @@ class CScope(Scope):
         loops = (f"for (long {d} = 0; {d} < {end}; {d}++)" for d, (_, end) in zip(names, outer))
         return [pad + " ".join(loops), f"{pad}  {call}"]
 
-    def tile_name(self, stmt: MicroKernel) -> str:
-        """The name of the register tile, which the program then has."""
-        key = (stmt.tile.dtype.name, stmt.a.dtype.name, stmt.b.dtype.name, stmt.height, stmt.lanes,
-               stmt.width)
+    def tile_name(self, stmt: MicroKernel, part: DepthPart) -> str:
+        """The name of the register tile for a part of the depth, which the program then has."""
+        key = tile_key(stmt, part)
         if stmt.a.dtype.is_half:
             self.converter("widen", stmt.a.dtype)
         if stmt.b.dtype.is_half and stmt.lanes == 1:
@@ -217,9 +214,15 @@ class CScope(Scope):
         self.owner.tiles[key] = None
         return tile_name(*key)
 
+    def depth(self, part: DepthPart, sizes: list[str]) -> str:
+        """The arguments of the register tile that say how its loops over the depth run."""
+        steps = [str(step) for _, step in part.levels]
+        plain = [sizes[0], *sizes[2:], steps[0], steps[2]]
+        return ", ".join([*sizes[:3], *steps] if part.is_window else plain)
+
     def pack_name(self, stmt: MicroPack) -> str:
         """The name of the transposing copy, which the program then has."""
-        key = (stmt.b.dtype.name, stmt.storage.dtype.name, stmt.lanes)
+        key = pack_key(stmt)
         if stmt.b.dtype is not stmt.storage.dtype:
             self.converter("widen", stmt.b.dtype)
         self.owner.packs[key] = None
@@ -259,6 +262,26 @@ class CScope(Scope):
             f"{pad}  {name}[r] = {self.index(base)};",
             f"{pad}}}",
         ]
+
+
+def parts_of(stmt: MicroKernel) -> list[DepthPart]:
+    """The parts of the depth for which the register tile is called."""
+    inner = merged_levels(stmt)[-3:]
+    if stmt.limit is not None:
+        return [in_one(inner)]
+    sums = stmt.height * (stmt.width // stmt.lanes)
+    return depth_parts(inner, sums, stmt.more != Affine.const_of(0))
+
+
+def tile_key(stmt: MicroKernel, part: DepthPart) -> TileKey:
+    """What decides the text of a register tile."""
+    return (stmt.tile.dtype.name, stmt.a.dtype.name, stmt.b.dtype.name, stmt.height, stmt.lanes,
+            stmt.width, part.is_window)
+
+
+def pack_key(stmt: MicroPack) -> PackKey:
+    """What decides the text of a transposing copy."""
+    return stmt.b.dtype.name, stmt.storage.dtype.name, stmt.lanes
 
 
 def sums_lanes(stmt: Stmt) -> bool:

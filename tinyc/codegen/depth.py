@@ -26,6 +26,11 @@ class DepthPart:
     around: tuple[tuple[int, int], ...] = ()
 
     @property
+    def is_window(self) -> bool:
+        """True if more than its last loop makes one sum."""
+        return self.many > 1 or self.levels[1][0] > 1
+
+    @property
     def points(self) -> int:
         """How many points of the depth a call goes over."""
         (n2, _), (n1, _), (n0, _) = self.levels

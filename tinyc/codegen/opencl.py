@@ -14,9 +14,11 @@ from functools import cached_property, partial
 from tinyc.codegen import mathfn
 from tinyc.codegen.blocks import BlockScope, Place, small_indices
 from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
+from tinyc.codegen.depth import DepthPart
 from tinyc.codegen.launch import launches
 from tinyc.codegen.rebase import rebase
 from tinyc.codegen.render import TYPES, Functions, KernelText
+from tinyc.codegen.tile import WINDOW
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
@@ -172,12 +174,18 @@ class OpenClScope(BlockScope):
         """A hint that the language has."""
         return f"prefetch({self.storage(stmt.load.storage)} + {self.index(stmt.load.index)}, 1);"
 
-    def tile_name(self, stmt: MicroKernel) -> str:
+    def tile_name(self, stmt: MicroKernel, part: DepthPart) -> str:
         """The name of the register tile for the operands' memory, which the program then has."""
         spaces = tuple(space(s) for s in (stmt.a.storage, stmt.b.storage, stmt.tile))
-        name = f"{super().tile_name(stmt)}_{initials(spaces)}"
+        # one for all kinds of depth
+        name = f"{super().tile_name(stmt, part).removesuffix(WINDOW)}_{initials(spaces)}"
         self.owner.shared[name] = tile_function(name, stmt, spaces)
         return name
+
+    def depth(self, part: DepthPart, sizes: list[str]) -> str:
+        """The arguments of the tile: it is told how many steps make one sum."""
+        steps = [str(step) for _, step in part.levels]
+        return ", ".join([*sizes, *steps, str(part.many)])
 
     def pack_name(self, stmt: MicroPack) -> str:
         """The name of the copy for the operands' memory, which the program then has."""

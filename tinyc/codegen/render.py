@@ -107,7 +107,7 @@ class Functions:
 
 
 # (dtypes of sums, rows and columns; height, lanes, width) and (dtypes from and to; lanes)
-TileKey = tuple[str, str, str, int, int, int]
+TileKey = tuple[str, str, str, int, int, int, bool]
 PackKey = tuple[str, str, int]
 
 

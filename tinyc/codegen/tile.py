@@ -125,20 +125,27 @@ WIDENED = {
 }
 
 
-def tile_name(dtype: str, a: str, b: str, height: int, lanes: int, width: int) -> str:
+WINDOW = "_window"
+
+
+def tile_name(dtype: str, a: str, b: str, height: int, lanes: int, width: int,
+              window: bool) -> str:
     """The name of a register tile."""
     halves = "" if a == b == dtype else f"_{a}_{b}"
-    return f"tc_tile_{dtype}{halves}_{height}x{width}_{lanes}"
+    return f"tc_tile_{dtype}{halves}_{height}x{width}_{lanes}{WINDOW if window else ''}"
 
 
-def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: int) -> str:
+def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: int,
+                  window: bool) -> str:
     """The register tile: height x (width / lanes) vector accumulators kept in registers.
 
     `a` and `b` are the dtypes of the operands: that of the sums, or halves, which are widened.
-    The last step of the outermost loop has `last` steps of the innermost one. After `many` steps
-    of the outermost one the sums begin anew, and what they were is added up in the first cache,
-    beside the multiply-adds of the next part, which do not wait for it.
+    There are two kinds, since compilers find fewer registers and more to do for one that does all.
+    That for a `window` makes one sum of three loops. That for a plain depth makes one of each step
+    of its outermost loop, whose last step has `last` steps of the innermost one; they are added up
+    in the first cache, beside the multiply-adds of the next one, which do not wait for it.
     """
+    name = tile_name(dtype, a, b, height, lanes, width, window)
     t, ta, tb = (TYPES[kind] for kind in (dtype, a, b))
     v = f"tc_v{lanes}{dtype}"
     needs, load = loaded(b, dtype, lanes)
@@ -146,31 +153,42 @@ def tile_function(dtype: str, a: str, b: str, height: int, lanes: int, width: in
     rows, cols = range(height), range(width // lanes)
     place = f"*({v}u *)(tile + {{}} * apart + {{}})"
     sums = {f"c{i}_{j}": place.format(i, j * lanes) for i in rows for j in cols}
+    parts, ends = ("", ["  }"]) if window else (f", part[{len(sums)}]", parts_added(
+        v, list(sums), 2 * len(sums) <= REGISTERS.get(lanes * WIDTHS[dtype], 16)))
     lines = [
         *vector_types(dtype, lanes), *needs, *([NUMBER_F16] if a == "f16" else []),
-        f"static __attribute__((noinline)) void {tile_name(dtype, a, b, height, lanes, width)}(",
-        "    long n2, long n1, long n0, long last, long s2, long s1, long s0, long many,",
+        f"static __attribute__((noinline)) void {name}(",
+        f"    {WINDOW_DEPTH if window else PLAIN_DEPTH}",
         f"    const {ta} *a, const long *row, const {tb} *b, long step, {t} *restrict tile,",
         "    long apart, long more) {",
-        "  " + v + " " + ", ".join(f"{c} = {{0}}" for c in sums) + f", part[{len(sums)}];",
+        "  " + v + " " + ", ".join(f"{c} = {{0}}" for c in sums) + f"{parts};",
         "  const " + ta + " " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
         *(["  " + " ".join(f"TC_HOLD(a{i});" for i in rows)] if height >= MANY_ROWS else []),
-        "  for (long k2 = 0, left = many; k2 < n2; k2++) {",
-        "    const long n = k2 + 1 < n2 ? n0 : last;",
-        "    for (long k1 = 0; k1 < n1; k1++) {",
-        "      long o = k2 * s2 + k1 * s1;",
-        "      for (long k0 = 0; k0 < n; k0++, o += s0, b += step) {",
+        *(WINDOW_LOOPS if window else PLAIN_LOOPS),
         "        " + " ".join(f"{v} b{j} = {load.format(at=f'b + {j * lanes}')}; TC_PIN(b{j});"
                               for j in cols),
         *(["        TC_HOLD(o);"] if height >= MANY_ROWS else []),
         *(f"        {{ const {t} x = {number.format(at=f'a{i}[o]')}; "
           + " ".join(f"c{i}_{j} += x * b{j};" for j in cols) + " }" for i in rows),
-        "      }",
-        "    }",
-        *parts_added(v, list(sums), 2 * len(sums) <= REGISTERS.get(lanes * WIDTHS[dtype], 16)),
-        *stored(sums),
     ]
-    return "\n".join([*lines, "}"])
+    return "\n".join([*lines, "      }", "    }", *ends, *stored(sums), "}"])
+
+
+WINDOW_DEPTH = "long n2, long n1, long n0, long s2, long s1, long s0,"
+PLAIN_DEPTH = "long n2, long n0, long last, long s2, long s0,"
+WINDOW_LOOPS = (
+    "  for (long k2 = 0; k2 < n2; k2++) {",
+    "    for (long k1 = 0; k1 < n1; k1++) {",
+    "      long o = k2 * s2 + k1 * s1;",
+    "      for (long k0 = 0; k0 < n0; k0++, o += s0, b += step) {",
+)
+PLAIN_LOOPS = (
+    "  for (long k2 = 0; k2 < n2; k2++) {",
+    "    {",
+    "      long o = k2 * s2;",
+    "      const long n = k2 + 1 < n2 ? n0 : last;",
+    "      for (long k0 = 0; k0 < n; k0++, o += s0, b += step) {",
+)
 
 
 def stored(sums: dict[str, str]) -> list[str]:
@@ -186,16 +204,15 @@ def parts_added(v: str, sums: list[str], spare: bool) -> list[str]:
     """
     added = " ".join(f"{c} += part[{i}];" for i, c in enumerate(sums))
     return [
-        "    if (many < n2 && --left == 0 && k2 + 1 < n2) {",
-        f"      if (k2 >= many) {{ {added} }}",
+        "    if (k2 + 1 < n2) {",
+        f"      if (k2) {{ {added} }}",
         "      " + " ".join(f"part[{i}] = {c};" for i, c in enumerate(sums)),
         *(["      TC_STORED(part);"] if spare else []),
         f"      {v} none = ({v}){{0}}; TC_PIN(none);",
         "      " + " = ".join(sums) + " = none;",
-        "      left = many;",
         "    }",
         "  }",
-        f"  if (many < n2) {{ {added} }}",
+        f"  if (n2 > 1) {{ {added} }}",
     ]
 
 
