@@ -36,6 +36,7 @@ from tinyc.ir.simplify import simplify
 from tinyc.ir.steps import Step, watch
 from tinyc.ir.verify import verify
 from tinyc.runtime import recorder
+from tinyc.runtime.toolchain import Unit
 from tinyc.schedule.arrays import contract_arrays
 from tinyc.schedule.block import block_rows
 from tinyc.schedule.fuse import fuse
@@ -49,7 +50,7 @@ from tinyc.schedule.remake import remake
 from tinyc.schedule.stage import build_stages
 from tinyc.schedule.storages import storage_infos
 
-Prepare = Callable[[str, bool, int], None]
+Prepare = Callable[[Unit], None]
 
 
 @dataclass(frozen=True)
@@ -264,19 +265,19 @@ def fresh(old: Node, new: Node) -> Node:
 
 def build_program(outputs: Sequence[Node], leaves: Sequence[Node], target: Target,
                   again: bool = False,
-                  prepare: Prepare = lambda text, libm, parts: None,
-                  ) -> tuple[Program, Compilation]:
+                  prepare: Prepare = lambda unit: None) -> tuple[Program, Compilation]:
     """Graph -> program: source text, memory plan, launch list, remarks.
 
     A program that is made once more, `again`, to be looked at, is neither printed nor dumped.
-    `prepare` is called with its text, whether that needs libm, and its parts, as soon as possible.
+    `prepare` is called with what will be compiled as soon as that is known.
     """
     done = run_passes(tuple(outputs), tuple(leaves), target, again)
     plan = done.plan
     assert plan is not None
     start = time.perf_counter()
     source, launches = render(plan, target)
-    prepare(source.text, source.libm, source.parts)
+    if target.language == "c":
+        prepare(Unit(source.text, source.libm, parts=source.parts, lines=config.current().lines))
     numbers = {n: i for i, n in enumerate(toposort(done.graph))}
     phase = phases(done.graph)
     infos = tuple(replace(kernel_info(k, nest, target), source=text, source_members=lines,

@@ -11,6 +11,7 @@ from tinyc.ir import build as b
 from tinyc.ir.dtype import f32
 from tinyc.runtime import host
 from tinyc.runtime.buffer import Buffer
+from tinyc.runtime.toolchain import Unit
 
 pytestmark = pytest.mark.cpu("how C is compiled")
 
@@ -58,3 +59,12 @@ def test_parts_are_balanced(monkeypatch, lengths):
     assert 1 <= len(groups) <= c.MOST_PARTS
     sizes = [sum(len(functions[n]) for n in g) for g in groups]
     assert max(sizes) - min(sizes) <= max(lengths)
+
+
+def test_the_text_is_told_before_the_rest_of_the_program_is_made():
+    outputs, leaves, _ = chain()
+    told = []
+    target = host.host_target()
+    program, _ = pipeline.build_program(outputs, leaves, target, prepare=told.append)
+    (unit,) = told
+    assert unit == Unit(program.source, program.libm, parts=program.parts)

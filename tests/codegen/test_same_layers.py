@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from running import Compiled, buffers, floats, program_of
@@ -37,6 +39,18 @@ def test_equal_layers_are_one_function() -> None:
     program = program_of(graph)
     assert len(program.kernels) == LAYERS and functions(program) == 1
     np.testing.assert_allclose(Compiled(graph)(memory)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_layers_of_other_lines_are_one_function_and_keep_their_notes() -> None:
+    (x, w), _ = buffers(floats(24, 16), floats(16, 16, seed=1))
+    hidden = activation.relu(linear.linear(x, w))
+    graph = [activation.relu(linear.linear(hidden, w))]
+    program = program_of(graph)
+    assert len(program.kernels) == 2 and functions(program) == 1
+    first, second = (kernel.source for kernel in program.kernels)
+    assert first.splitlines()[0] == second.splitlines()[0]
+    places = [set(re.findall(r"test_same_layers.py:\d+", text)) for text in (first, second)]
+    assert places[0] and places[1] and not places[0] & places[1]
 
 
 def test_layers_of_other_sizes_are_not() -> None:

@@ -94,10 +94,12 @@ class DiskCache:
     def workspace(self) -> Iterator[Path]:
         """A private directory on the cache's disk, removed at the end unless it was published."""
         work, handle = self._make_workspace()
+        owner = os.getpid()
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if owner == os.getpid():  # not in a child that was forked meanwhile
+                shutil.rmtree(work, ignore_errors=True)
             os.close(handle)
 
     def publish(self, key: str, work: Path, names: list[str]) -> Path:

@@ -100,14 +100,12 @@ class CpuDevice:
     def synchronize(self) -> None:
         """Return at once: a run has finished when its call returns."""
 
-    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
-        """Have the thread pool, and the text of a program once it is known, compiled while the rest
-        of the program is being made."""
-        units = [] if self._pool else [pool_unit()]
-        if text:
-            units.append(Unit(text, libm, parts=parts, lines=config.current().lines))
+    def prepare(self, *units: Unit) -> None:
+        """Have the thread pool, and what is known of a program, compiled while the rest of the
+        program is being made."""
+        pool = [] if self._pool else [pool_unit()]
         with contextlib.suppress(CompilerNotFound):
-            compile_meanwhile(units)
+            compile_meanwhile([*pool, *units])
 
     def load(self, program: Program, library: Path | None = None) -> CpuExecutable:
         """Return what runs a program, compiled now unless its library is given."""

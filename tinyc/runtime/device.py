@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tinyc.ir.program import Program, Target
+    from tinyc.runtime.toolchain import Unit
 
 
 class Executable(Protocol):
@@ -61,9 +62,9 @@ class Device(Protocol):
     def part(self, buffer: Buffer, first: int, shape: tuple[int, ...]) -> Buffer:
         """Return neighbouring elements of a buffer as a buffer, which may share their memory."""
 
-    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
-        """Begin what takes long of what a program needs that is being made, of which the source is
-        known later than the first call."""
+    def prepare(self, *units: Unit) -> None:
+        """Begin what takes long of what a program needs that is being made; `units` are sources of
+        it that are known."""
 
     def load(self, program: Program, library: Path | None = None) -> Executable:
         """Return what runs a program, compiled now unless its library is given."""

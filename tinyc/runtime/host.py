@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tinyc.ir.program import Program, Target
+    from tinyc.runtime.toolchain import Unit
 
 
 def host_target() -> Target:
@@ -62,7 +63,7 @@ class HostDevice:
         flat = buffer.array.reshape(-1)[first : first + prod(shape)]
         return Buffer.from_numpy(flat.reshape(shape), self.name, copy=False)
 
-    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
+    def prepare(self, *units: Unit) -> None:
         """Return at once: programs need nothing."""
 
     def load(self, program: Program, library: Path | None = None) -> NoReturn:

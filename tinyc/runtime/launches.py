@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tinyc.ir.program import Program, Target
+    from tinyc.runtime.toolchain import Unit
 
 BINARY = "program.bin"
 # Words of a program's status: site and value of the first bad index, and how many kernels may have
@@ -182,7 +183,7 @@ class LaunchDevice:
 
     # -- programs --------------------------------------------------------------------------------
 
-    def prepare(self, text: str = "", libm: bool = False, parts: int = 1) -> None:
+    def prepare(self, *units: Unit) -> None:
         """Return at once: a program needs only its own kernels."""
 
     def load(self, program: Program, library: Path | None = None) -> LaunchExecutable:

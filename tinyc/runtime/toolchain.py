@@ -279,11 +279,13 @@ def compile_libraries(units: Sequence[Unit]) -> list[Path]:
 def compile_meanwhile(units: Sequence[Unit]) -> None:
     """Begin to compile sources that are not in the cache, for `compile_libraries` to finish."""
     compiler, cache = find_compiler(), disk_cache()
-    keyed = {library_key(unit, compiler): unit for unit in units}
-    missing = {k: u for k, u in keyed.items() if k not in _begun and cache.get(k) is None}
-    with contextlib.suppress(OSError):  # who needs them tries again, and is told
-        batch = _Batch(missing, compiler, cache)
-        _begun.update(dict.fromkeys(missing, batch))
+    for unit in units:
+        key = library_key(unit, compiler)
+        if not _is_begun(key, cache) and cache.get(key) is None:
+            if key in _begun:
+                _begun.pop(key).stack.close()
+            with contextlib.suppress(OSError):  # who needs it tries again, and is told
+                _begun[key] = _Batch({key: unit}, compiler, cache)
 
 
 def load_library(unit: Unit) -> tuple[ctypes.CDLL, Path]:
@@ -319,13 +321,13 @@ def library_key(unit: Unit, compiler: Compiler) -> str:
 
 def _compile(units: Mapping[str, Unit], compiler: Compiler, cache: DiskCache) -> dict[str, Path]:
     """Compile units by key; those that were begun are only waited for."""
-    batches = {id(batch): batch for key in units if (batch := _begun.pop(key, None))}
-    begun = {key for batch in batches.values() for key in batch.units}
-    alone = {key: unit for key, unit in units.items() if key not in begun}
+    begun = [b for key in units if _is_begun(key, cache) and (b := _begun.pop(key, None))]
+    known = {key for batch in begun for key in batch.units}
+    alone = {key: unit for key, unit in units.items() if key not in known}
     try:
         batch = _Batch(alone, compiler, cache)
         entries = batch.finish(alone)
-        for batch in batches.values():
+        for batch in begun:
             entries |= batch.finish(units)
     except OSError as error:
         cache.fall_back(error)
@@ -389,8 +391,14 @@ class _Batch:
         return entries
 
 
+# What `compile_meanwhile` has begun and nobody has waited for yet.
 _begun: dict[str, _Batch] = {}
-_parents: list[_Batch] = []
+
+
+def _is_begun(key: str, cache: DiskCache) -> bool:
+    """Tell whether what belongs to a key is being compiled into a cache."""
+    batch = _begun.get(key)
+    return batch is not None and batch.cache is cache
 
 
 def _abandon() -> None:
@@ -399,14 +407,8 @@ def _abandon() -> None:
         _begun.popitem()[1].stack.close()
 
 
-def _leave_to_parent() -> None:
-    """In a forked child: what is being compiled is the parent's, and stays as it is."""
-    _parents.extend(_begun.values())
-    _begun.clear()
-
-
 atexit.register(_abandon)
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_begun.clear)  # what is being compiled is the parent's
 
 
 def _first_lines(unit: Unit, compiler: Compiler, home: tuple[Path, Path]) -> list[list[str]]:
