@@ -13,7 +13,7 @@ from functools import partial
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.blocks import BlockScope, small_indices
-from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
+from tinyc.codegen.c import CRenderer, Source, helper, line_members
 from tinyc.codegen.launch import launches
 from tinyc.codegen.mma import mma_text
 from tinyc.codegen.rebase import rebase
@@ -202,7 +202,7 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
     texts = [renderer.kernel(kernel) for kernel, _ in rebased]
     checks = "check" in renderer.helpers
     defined = Functions()
-    names = [defined.define(k.name, partial(functions_of, k, t, checks and overwrites(k)))
+    names = [defined.define(k.name, partial(functions_of, k, t, checks))
              for (k, _), t in zip(rebased, texts)]
     pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
               *map(helper_text, renderer.helpers), *defined.texts.values()]
@@ -231,10 +231,14 @@ def helper_text(name: str) -> str:
     return COMBINE.format(t=t, name=f"{how}_{dtype}", both=both, agreed=agreed, x=x)
 
 
-def functions_of(kernel: LoopKernel, text: KernelText, stops: bool, name: str) -> str:
-    """A kernel's function, and that of its end if it has one."""
+def functions_of(kernel: LoopKernel, text: KernelText, checks: bool, name: str) -> str:
+    """A kernel's function, and that of its end if it has one.
+
+    Where a program `checks` indices, they stop after a bad one if they overwrite an argument.
+    """
     written = {place[0] for place in map(stored_at, statements(kernel.body + kernel.finish))
                if place is not None}
+    stops = checks and any(s.role == "slot" and s.name.startswith("in") for s in written)
     parts = {name: text.body, f"{name}_end": text.finish}
     return "\n".join(function_text(n, text, body, written, stops)
                      for n, body in parts.items() if body)
