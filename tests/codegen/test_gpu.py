@@ -32,7 +32,7 @@ def random_graph(seed: int) -> tuple[Graph, list[Node]]:
     return g, outputs_of(g, 1 + seed % 4)
 
 
-@pytest.mark.parametrize("seed", range(GRAPHS))
+@pytest.mark.parametrize("seed", [*range(GRAPHS), 189])
 def test_random_graphs_agree_with_the_evaluator(seed):
     g, outputs = random_graph(seed)
     want = evaluate(outputs, g.memory)
@@ -100,6 +100,13 @@ def test_layer_norm_and_its_gradients(shape):
     (x, w, c, g), memory = buffers(*memory_of, floats(*shape, seed=3))
     y = layer_norm(x, (shape[1],), w, c)
     check([y, *vjp([y], [g], [x, w, c])], memory)
+
+
+def test_numbers_of_a_row_do_not_go_through_memory():
+    (x, w, c), _ = buffers(floats(64, 1024), floats(1024), floats(1024))
+    (kernel,) = gpu_kernels([layer_norm(x, (1024,), w, c)])
+    assert not any(isinstance(s, Barrier) for s in statements(kernel.body))
+    assert sum(isinstance(s, Combine) for s in statements(kernel.body)) == 2
 
 
 @pytest.mark.parametrize("shape, axes", [

@@ -116,7 +116,8 @@ class Crew:
                 head, start = [*head, Barrier()], Pending()
         # What is pending at the end of an iteration is so at the start of the next one.
         self.pending = start.add(again)
-        if again.written:
+        stored = {place[0] for place in map(stored_at, statements(stmt.body)) if place is not None}
+        if stored & {*again.read, *again.written}:
             body = self.block(stmt.body)
         self.pending = start.add(self.pending)
         self.loops = outer

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.cpu import collapse_all, everywhere, from_the_root, keep_sums
 from tinyc.codegen.crew import Crew
+from tinyc.codegen.forward import forward_stores, forwarded
 from tinyc.codegen.gpu_block import schedule_nest
 from tinyc.codegen.gpu_contract import schedule_product
 from tinyc.codegen.gpu_tile import WARP
@@ -95,10 +96,11 @@ def loops_on_grid(kernel: LoopKernel, target: Target) -> LoopKernel:
 
 
 def prepared(body: Body) -> Body:
-    """Loops that run through memory as one made one, and sums kept in registers."""
-    for step in (everywhere(collapse_all), from_the_root(keep_sums)):
+    """Loops that run through memory as one made one; sums, and numbers beside loops, in registers.
+    """
+    for step in (everywhere(collapse_all), from_the_root(keep_sums), everywhere(forward_stores)):
         body = step(body)
-    return body
+    return forwarded(body)
 
 
 def sizes(target: Target) -> list[int]:
