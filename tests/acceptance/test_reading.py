@@ -99,7 +99,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
 def test_without_a_compiler_training_goes_on_with_one_warning(tmp_path):
     usual = python(TRAIN, TINYC_CACHE_DIR=str(tmp_path / "a"))
     done = python(
-        TRAIN, PATH=str(tmp_path), CC="", TINYC_CACHE_DIR=str(tmp_path / "b"),
+        TRAIN, PATH=str(tmp_path), CC="", TINYC_DEVICE="", TINYC_CACHE_DIR=str(tmp_path / "b"),
         PYTHONWARNINGS="default",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
