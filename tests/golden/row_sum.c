@@ -9,33 +9,43 @@ static void k0_reduce(void *task, long chunk, long worker) {
   for (long i0 = 0; i0 < 64; i0++) {
     float r0;
     r0 = 0.0f;
-    float v1[8] __attribute__((aligned(64)));
+    float v1[16] __attribute__((aligned(64)));
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i1 = 0; i1 < 8; i1++) {
+    for (long i1 = 0; i1 < 16; i1++) {
       v1[i1] = 0.0f;
     }
-    for (long i2 = 0; i2 < 12; i2++) {
+    for (long i2 = 0; i2 < 6; i2++) {
       #pragma omp simd
       #pragma clang loop unroll(full)
       for (long i3 = 0; i3 < 8; i3++) {
-        v1[i3] += a0[(100 * i0 + 8 * i2 + i3)];
+        v1[i3] += a0[(100 * i0 + 16 * i2 + i3)];
+      }
+      #pragma omp simd
+      #pragma clang loop unroll(full)
+      for (long i4 = 0; i4 < 8; i4++) {
+        v1[(i4 + 8)] += a0[(100 * i0 + 16 * i2 + i4 + 8)];
       }
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i4 = 0; i4 < 4; i4++) {
-      v1[i4] += a0[(100 * i0 + i4 + 96)];
-    }
-    #pragma omp simd
-    #pragma clang loop unroll(full)
     for (long i5 = 0; i5 < 4; i5++) {
-      v1[i5] += v1[(i5 + 4)];
+      v1[i5] += a0[(100 * i0 + i5 + 96)];
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i6 = 0; i6 < 2; i6++) {
-      v1[i6] += v1[(i6 + 2)];
+    for (long i6 = 0; i6 < 8; i6++) {
+      v1[i6] += v1[(i6 + 8)];
+    }
+    #pragma omp simd
+    #pragma clang loop unroll(full)
+    for (long i7 = 0; i7 < 4; i7++) {
+      v1[i7] += v1[(i7 + 4)];
+    }
+    #pragma omp simd
+    #pragma clang loop unroll(full)
+    for (long i8 = 0; i8 < 2; i8++) {
+      v1[i8] += v1[(i8 + 2)];
     }
     v1[0] += v1[1];
     r0 += v1[0];

@@ -10,70 +10,88 @@ static void k0_exp_div_reduce(void *task, long chunk, long worker) {
   for (long i0 = chunk * 64L / 8; i0 < (chunk + 1) * 64L / 8; i0++) {
     float r0;
     r0 = (-__builtin_inff());
-    float v1[8] __attribute__((aligned(64)));
+    float v1[16] __attribute__((aligned(64)));
     #pragma omp simd
-    for (long i1 = 0; i1 < 8; i1++) {
+    for (long i1 = 0; i1 < 16; i1++) {
       v1[i1] = (-__builtin_inff());
     }
-    for (long i2 = 0; i2 < 12; i2++) {
+    for (long i2 = 0; i2 < 6; i2++) {
       #pragma omp simd
       for (long i3 = 0; i3 < 8; i3++) {
-        v1[i3] = tc_max_f32(a0[(100 * i0 + 8 * i2 + i3)], v1[i3]);
+        v1[i3] = tc_max_f32(a0[(100 * i0 + 16 * i2 + i3)], v1[i3]);
+      }
+      #pragma omp simd
+      for (long i4 = 0; i4 < 8; i4++) {
+        v1[(i4 + 8)] = tc_max_f32(a0[(100 * i0 + 16 * i2 + i4 + 8)], v1[(i4 + 8)]);
       }
     }
     #pragma omp simd
-    for (long i4 = 0; i4 < 4; i4++) {
-      v1[i4] = tc_max_f32(a0[(100 * i0 + i4 + 96)], v1[i4]);
-    }
-    #pragma omp simd
     for (long i5 = 0; i5 < 4; i5++) {
-      v1[i5] = tc_max_f32(v1[(i5 + 4)], v1[i5]);
+      v1[i5] = tc_max_f32(a0[(100 * i0 + i5 + 96)], v1[i5]);
     }
     #pragma omp simd
-    for (long i6 = 0; i6 < 2; i6++) {
-      v1[i6] = tc_max_f32(v1[(i6 + 2)], v1[i6]);
+    for (long i6 = 0; i6 < 8; i6++) {
+      v1[i6] = tc_max_f32(v1[(i6 + 8)], v1[i6]);
+    }
+    #pragma omp simd
+    for (long i7 = 0; i7 < 4; i7++) {
+      v1[i7] = tc_max_f32(v1[(i7 + 4)], v1[i7]);
+    }
+    #pragma omp simd
+    for (long i8 = 0; i8 < 2; i8++) {
+      v1[i8] = tc_max_f32(v1[(i8 + 2)], v1[i8]);
     }
     v1[0] = tc_max_f32(v1[1], v1[0]);
     r0 = tc_max_f32(v1[0], r0);
     #pragma omp simd
-    for (long i7 = 0; i7 < 100; i7++) {
-      s0[i7] = tc_exp_f32((a0[(100 * i0 + i7)] - r0));
+    for (long i9 = 0; i9 < 100; i9++) {
+      s0[i9] = tc_exp_f32((a0[(100 * i0 + i9)] - r0));
     }
     float r2;
     r2 = 0.0f;
-    float v3[8] __attribute__((aligned(64)));
+    float v3[16] __attribute__((aligned(64)));
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i8 = 0; i8 < 8; i8++) {
-      v3[i8] = 0.0f;
+    for (long i10 = 0; i10 < 16; i10++) {
+      v3[i10] = 0.0f;
     }
-    for (long i9 = 0; i9 < 12; i9++) {
+    for (long i11 = 0; i11 < 6; i11++) {
       #pragma omp simd
       #pragma clang loop unroll(full)
-      for (long i10 = 0; i10 < 8; i10++) {
-        v3[i10] += s0[(8 * i9 + i10)];
+      for (long i12 = 0; i12 < 8; i12++) {
+        v3[i12] += s0[(16 * i11 + i12)];
+      }
+      #pragma omp simd
+      #pragma clang loop unroll(full)
+      for (long i13 = 0; i13 < 8; i13++) {
+        v3[(i13 + 8)] += s0[(16 * i11 + i13 + 8)];
       }
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i11 = 0; i11 < 4; i11++) {
-      v3[i11] += s0[(i11 + 96)];
+    for (long i14 = 0; i14 < 4; i14++) {
+      v3[i14] += s0[(i14 + 96)];
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i12 = 0; i12 < 4; i12++) {
-      v3[i12] += v3[(i12 + 4)];
+    for (long i15 = 0; i15 < 8; i15++) {
+      v3[i15] += v3[(i15 + 8)];
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i13 = 0; i13 < 2; i13++) {
-      v3[i13] += v3[(i13 + 2)];
+    for (long i16 = 0; i16 < 4; i16++) {
+      v3[i16] += v3[(i16 + 4)];
+    }
+    #pragma omp simd
+    #pragma clang loop unroll(full)
+    for (long i17 = 0; i17 < 2; i17++) {
+      v3[i17] += v3[(i17 + 2)];
     }
     v3[0] += v3[1];
     r2 += v3[0];
     #pragma omp simd
-    for (long i14 = 0; i14 < 100; i14++) {
-      a1[(100 * i0 + i14)] = (s0[i14] / r2);
+    for (long i18 = 0; i18 < 100; i18++) {
+      a1[(100 * i0 + i18)] = (s0[i18] / r2);
     }
   }
 }

@@ -88,8 +88,20 @@ static void k0_reduce_end(void *task, long chunk, long worker) {
   float *restrict a2 = (float *)p[2];
   double r6;
   r6 = ((double)a1[0]);
+  double r7;
+  r7 = 0.0;
+  double r8;
+  r8 = 0.0;
   for (long i13 = 0; i13 < 7; i13++) {
-    r6 += ((double)a1[(i13 + 1)]);
+    double r9;
+    r9 = (r7 + ((double)a1[(i13 + 1)]));
+    double r10;
+    r10 = (r9 - r7);
+    r8 = (r8 + ((r7 - (r9 - r10)) + (((double)a1[(i13 + 1)]) - r10)));
+    r7 = r9;
   }
+  const _Bool t0 = (r8 == r8);
+  const double t1 = (r7 + r8);
+  r6 += (t0 ? t1 : r7);
   a2[0] = ((float)r6);
 }

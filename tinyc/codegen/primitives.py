@@ -36,6 +36,7 @@ from tinyc.ir.loop import (
     substitute_stmt,
     walk,
 )
+from tinyc.ir.ops import Op
 
 
 def accesses(body: tuple[Stmt, ...]) -> Iterator[Affine]:
@@ -142,9 +143,10 @@ def fresh_number() -> int:
 
 
 def unroll(loop: For) -> tuple[Stmt, ...]:
-    """Copies of the body, one for each iteration.
+    """Copies of the body, one for each iteration; of a sum alone, its terms in pairs.
 
     for i < 2: s(i)   ->   s(0); s(1)
+    for i < 4: x += f(i)   ->   x += (f(0) + f(1)) + (f(2) + f(3))
     """
     if loop.limit is not None or loop.kind == "chunk":
         raise ScheduleError(f"unroll: the range of {loop.var.name} is not known here")
@@ -152,7 +154,19 @@ def unroll(loop: For) -> tuple[Stmt, ...]:
     for i in range(loop.var.extent):
         out.extend(renamed(tuple(
             substitute_stmt(s, {loop.var: Affine.const_of(i)}) for s in loop.body)))
+    first = loop.body[0] if loop.body else None
+    sums = [s for s in out if isinstance(s, Store) and s.accumulate == "sum"]
+    if len(loop.body) == 1 and first in register_sums(loop).values() and len(sums) == len(out) > 2:
+        return (replace(sums[0], value=in_pairs([s.value for s in sums])),)
     return tuple(out)
+
+
+def in_pairs(terms: list[Expr]) -> Expr:
+    """The sum of some terms, as a tree: a chain of additions rounds more."""
+    while len(terms) > 1:
+        pairs = [Apply(Op.ADD, (x, y), x.dtype) for x, y in zip(terms[::2], terms[1::2])]
+        terms = pairs + terms[2 * len(pairs):]
+    return terms[0]
 
 
 def renamed(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
@@ -253,6 +267,7 @@ def has_loops(loop: For) -> bool:
 
 
 WIDEST_LANES = 64
+FEWEST_LANES = 4
 
 
 def interleave(loop: For, lanes: int, vectors: int | None = None) -> tuple[Stmt, ...]:
@@ -291,7 +306,11 @@ def lane_count(inner: For, alone: bool, lanes: int, vectors: int | None = None) 
         return vectors * lanes
     if n >= 32 * lanes:
         return 4 * lanes
+    if alone and n >= 12 * lanes:
+        return 2 * lanes
     if alone:
+        while lanes > FEWEST_LANES and n < 2 * lanes:
+            lanes //= 2
         return lanes if n >= 2 * lanes else 0
     if n >= 8 * lanes:
         return lanes
