@@ -78,6 +78,14 @@ def test_halves_are_widened_and_rounded(backend, dtype):
         np.testing.assert_allclose(mine, want, step, step / 64, err_msg=out.op.value)
 
 
+def test_matrices_of_small_numbers_are_transposed(backend):
+    kinds = ("?", "u1", "i2", "u4")
+    leaves, memory = buffers(*[(floats(35, 50) > 0).astype(kind) for kind in kinds])
+    found = Compiled([b.materialize(b.permute(x, (1, 0))) for x in leaves], device=backend)(memory)
+    for array, got in zip(memory.values(), found, strict=True):
+        np.testing.assert_array_equal(got, array.T)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [
     "opencl", "blocks", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])

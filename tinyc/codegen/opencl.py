@@ -61,8 +61,8 @@ typedef half tc_f16;
 """
 
 # The names of types that vectors are made of, where they differ.
-VECTORS = {"u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint", "u64": "ulong",
-           "f16": "ushort", "bf16": "ushort"}
+VECTORS = {"bool": "uchar", "u8": "uchar", "i8": "char", "u16": "ushort", "u32": "uint",
+           "u64": "ulong", "f16": "ushort", "bf16": "ushort"}
 
 # Each thread's number replaced by the sum, or maximum, of its group: halves are added until there
 # is one. All threads of the block come here.
