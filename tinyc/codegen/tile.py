@@ -12,6 +12,7 @@ from tinyc.codegen.render import TYPES
 # Empty statements. TC_PIN keeps a vector in a register, where gcc would load it again for each use.
 # TC_HOLD keeps an offset as it is, where gcc would walk a pointer for each row: x86 has too few
 # registers for many, and takes as long to set them up as for three steps of a 12 x 32 tile.
+# It keeps a count as well, which gcc would see to be even, and unroll for too few registers.
 # TC_STORED makes gcc store an array, where it would keep it in registers. It does not see that sums
 # of parts are written before they are read.
 # Who defines TC_PIN before, because the machine has no such vectors, goes without.
@@ -186,7 +187,7 @@ PLAIN_LOOPS = (
     "  for (long k2 = 0; k2 < n2; k2++) {",
     "    {",
     "      long o = k2 * s2;",
-    "      const long n = k2 + 1 < n2 ? n0 : last;",
+    "      long n = k2 + 1 < n2 ? n0 : last; TC_HOLD(n);",
     "      for (long k0 = 0; k0 < n; k0++, o += s0, b += step) {",
 )
 
