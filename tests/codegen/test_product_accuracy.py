@@ -15,7 +15,8 @@ DEPTHS = [2, 3, 5, 6, 8, 11, 16, 24, 32, 48, 64, 80, 96, 100, 128, 256, 333, 512
           4096]
 # Rows and columns do not matter to an element's error, but for what libraries do at their edges:
 # beyond whole tiles, and with few rows. A shape, and how often it is drawn.
-SIDES = [(64, 64, 1), (37, 51, 2), (8, 16, 64), (4, 64, 64)]
+SIDES = [(64, 64, 1), (37, 51, 2), (8, 16, 64), (4, 64, 64), (1, 64, 256),
+         (64, 1, 256)]
 
 
 def errors(m: int, n: int, k: int, kind: str = "nn", dtype: type = np.float32,

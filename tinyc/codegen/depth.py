@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# A part costs half a step of a tile, so parts are longer than would be best, but for tiles of
-# FEW_SUMS, which wait for their sums anyway. PARTS_IN_BLOCK of the longest are one call, which adds
-# them to those of the calls before.
+# A part costs half a step of a tile, so parts are longer than would be best, which is as many points
+# as there are parts; less so for tiles of FEW_SUMS, which wait for their sums anyway.
+# PARTS_IN_BLOCK of the longest are one call, which adds them to those of the calls before.
 SHORTEST_CUT, LONGEST_PART, PARTS_IN_BLOCK, FEW_SUMS = 6, 128, 64, 8
 
 
@@ -46,8 +46,10 @@ def depth_parts(levels: list[tuple[int, int]], sums: int, adds: bool) -> list[De
     block = LONGEST_PART * PARTS_IN_BLOCK
     least = 1
     if n >= SHORTEST_CUT and not adds:
-        least = max(2, round(min(n, block) ** 0.5 / 4))
-        least *= 2 if sums <= FEW_SUMS and n >= 2 * SHORTEST_CUT else 1
+        best = min(n, block) ** 0.5
+        least = max(2, round(best / 4))
+        if sums <= FEW_SUMS and n >= 2 * SHORTEST_CUT:
+            least = round(best) if sums <= FEW_SUMS // 2 else 2 * least
     if n <= block:
         return [in_parts(n, step, least)]
     rest = n % block
