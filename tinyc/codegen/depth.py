@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# A part costs half a step of a tile, so parts are longer than would be best, which is as many points
-# as there are parts; less so for tiles of FEW_SUMS, which wait for their sums anyway.
+# A part costs half a step of a tile, so parts are longer than would be best, which is as many
+# points as there are parts; less so for tiles of FEW_SUMS, which wait for their sums anyway.
 # PARTS_IN_BLOCK of the longest are one call, which adds them to those of the calls before.
 SHORTEST_CUT, LONGEST_PART, PARTS_IN_BLOCK, FEW_SUMS = 6, 128, 64, 8
 
