@@ -51,6 +51,7 @@ def test_a_function_has_an_extent():
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+@pytest.mark.cpu("machine code of C")
 def test_a_kernel_is_shown_with_its_command_and_loop():
     (x, w), _ = buffers(floats(64, 64), floats(64, 64))
     graph = [activation.relu(linear.linear(x, w)), b.mul(b.add(x, 1.0), x)]
