@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.blocks import BlockScope, small_indices
-from tinyc.codegen.c import CRenderer, Source, helper, line_members
-from tinyc.codegen.launch import launches
+from tinyc.codegen.c import CRenderer, Source, helper
+from tinyc.codegen.launch import assembled
 from tinyc.codegen.mma import mma_text
-from tinyc.codegen.rebase import rebase
-from tinyc.codegen.render import TYPES, Functions, KernelText
+from tinyc.codegen.render import TYPES, KernelText
 from tinyc.ir.dtype import DTYPES, DType
 from tinyc.ir.loop import (
     Combine,
@@ -198,20 +196,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
                                                                            tuple[Launch, ...]]:
     """The text of a program, and its launches in order; `slots` are the arguments in order."""
     renderer = CudaRenderer()
-    rebased = [rebase(kernel) for kernel in kernels]
-    texts = [renderer.kernel(kernel) for kernel, _ in rebased]
-    checks = "check" in renderer.helpers
-    defined = Functions()
-    names = [defined.define(k.name, partial(functions_of, k, t, checks))
-             for (k, _), t in zip(rebased, texts)]
-    pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
-              *map(helper_text, renderer.helpers), *defined.texts.values()]
-    source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
-                    max((t.scratch_size for t in texts), default=0),
-                    tuple(defined.own), 1,
-                    tuple(line_members(k, t, own)
-                          for (k, _), t, own in zip(rebased, texts, defined.own)))
-    return source, launches(rebased, texts, names, slots)
+    return assembled(renderer, kernels, slots, function_text, lambda: (
+        DIALECT, mathfn.prelude(list(renderer.functions), OWN),
+        *map(helper_text, renderer.helpers)))
 
 
 def helper_text(name: str) -> str:
@@ -231,22 +218,15 @@ def helper_text(name: str) -> str:
     return COMBINE.format(t=t, name=f"{how}_{dtype}", both=both, agreed=agreed, x=x)
 
 
-def functions_of(kernel: LoopKernel, text: KernelText, checks: bool, name: str) -> str:
-    """A kernel's function, and that of its end if it has one.
+def function_text(kernel: LoopKernel, text: KernelText, name: str, body: str,
+                  checks: bool) -> str:
+    """A function of a kernel.
 
-    Where a program `checks` indices, they stop after a bad one if they overwrite an argument.
+    Where a program `checks` indices, it does nothing after a bad one if it overwrites an argument.
     """
     written = {place[0] for place in map(stored_at, statements(kernel.body + kernel.finish))
                if place is not None}
     stops = checks and any(s.role == "slot" and s.name.startswith("in") for s in written)
-    parts = {name: text.body, f"{name}_end": text.finish}
-    return "\n".join(function_text(n, text, body, written, stops)
-                     for n, body in parts.items() if body)
-
-
-def function_text(name: str, text: KernelText, body: str, written: set[Storage],
-                  stops: bool) -> str:
-    """A kernel; where it `stops`, it does nothing once an index was found to be out of range."""
     types = [("" if s in written else "const ") + TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, t in enumerate(types) for p in (f"{t} *__restrict__ b{i}", f"long f{i}")]
     parameters += ["char *scratch_memory", "long scratch_stride", "long *status", "long ran"]

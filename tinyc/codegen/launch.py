@@ -1,13 +1,43 @@
-"""How kernels are started on devices that start them one by one."""
+"""Programs for devices that start kernels one by one: their text, and how each is started."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from tinyc.codegen.c import overwrites
-from tinyc.codegen.rebase import Bases, place
-from tinyc.codegen.render import KernelText
+from tinyc.codegen.c import CRenderer, Source, line_members, overwrites
+from tinyc.codegen.rebase import Bases, place, rebase
+from tinyc.codegen.render import Functions, KernelText
 from tinyc.ir.loop import LoopKernel, Storage
 from tinyc.ir.program import Launch
+
+# Writes a function: (the kernel, its text, the function's name and body, whether the program checks
+# indices).
+Write = Callable[[LoopKernel, KernelText, str, str, bool], str]
+
+
+def assembled(renderer: CRenderer, kernels: Sequence[LoopKernel], slots: Sequence[Storage],
+              write: Write, before: Callable[[], Sequence[str]]) -> tuple[Source,
+                                                                          tuple[Launch, ...]]:
+    """The text of a program, and its launches in order; `slots` are the arguments in order.
+
+    `before` gives what stands before the kernels' functions, once these are known.
+    """
+    rebased = [rebase(kernel) for kernel in kernels]
+    texts = [renderer.kernel(kernel) for kernel, _ in rebased]
+    checks = "check" in renderer.helpers
+
+    def both(kernel: LoopKernel, text: KernelText, name: str) -> str:
+        parts = {name: text.body, f"{name}_end": text.finish}
+        return "\n".join(write(kernel, text, n, body, checks) for n, body in parts.items() if body)
+
+    defined = Functions()
+    names = [defined.define(k.name, partial(both, k, t)) for (k, _), t in zip(rebased, texts)]
+    pieces = [*before(), *defined.texts.values()]
+    source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
+                    max((t.scratch_size for t in texts), default=0), tuple(defined.own), 1,
+                    tuple(line_members(k, t, own)
+                          for (k, _), t, own in zip(rebased, texts, defined.own)))
+    return source, launches(rebased, texts, names, slots)
 
 
 def launches(rebased: Sequence[tuple[LoopKernel, Bases]], texts: Sequence[KernelText],

@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.blocks import BlockScope, Place, small_indices
-from tinyc.codegen.c import CRenderer, Source, helper, line_members, overwrites
+from tinyc.codegen.c import CRenderer, Source, helper, overwrites
 from tinyc.codegen.depth import DepthPart
-from tinyc.codegen.launch import launches
-from tinyc.codegen.rebase import rebase
-from tinyc.codegen.render import TYPES, Functions, KernelText
+from tinyc.codegen.launch import assembled
+from tinyc.codegen.render import TYPES, KernelText
 from tinyc.codegen.tile import WINDOW
 from tinyc.ir.dtype import DType
 from tinyc.ir.index import Affine, Var
@@ -300,21 +299,9 @@ def program(kernels: Sequence[LoopKernel], slots: Sequence[Storage]) -> tuple[So
                                                                            tuple[Launch, ...]]:
     """The text of a program, and its launches in order; `slots` are the arguments in order."""
     renderer = OpenClRenderer()
-    rebased = [rebase(kernel) for kernel in kernels]
-    texts = [renderer.kernel(kernel) for kernel, _ in rebased]
-    defined = Functions()
-    checks = "check" in renderer.helpers
-    names = [defined.define(k.name, partial(functions_of, t, checks and overwrites(k)))
-             for (k, _), t in zip(rebased, texts)]
-    pieces = [DIALECT, mathfn.prelude(list(renderer.functions), OWN),
-              *map(helper_text, renderer.helpers),
-              *renderer.shared.values(), *defined.texts.values()]
-    source = Source("\n\n".join(p for p in pieces if p) + "\n", False,
-                    max((t.scratch_size for t in texts), default=0),
-                    tuple(defined.own), 1,
-                    tuple(line_members(k, t, own)
-                          for (k, _), t, own in zip(rebased, texts, defined.own)))
-    return source, launches(rebased, texts, names, slots)
+    return assembled(renderer, kernels, slots, function_text, lambda: (
+        DIALECT, mathfn.prelude(list(renderer.functions), OWN),
+        *map(helper_text, renderer.helpers), *renderer.shared.values()))
 
 
 def helper_text(name: str) -> str:
@@ -329,14 +316,13 @@ def helper_text(name: str) -> str:
     return COMBINE.format(t=TYPES[dtype], name=f"{how}_{dtype}", both=both)
 
 
-def functions_of(text: KernelText, stops: bool, name: str) -> str:
-    """A kernel's function, and that of its end if it has one."""
-    parts = {name: text.body, f"{name}_end": text.finish}
-    return "\n".join(function_text(n, text, body, stops) for n, body in parts.items() if body)
+def function_text(kernel: LoopKernel, text: KernelText, name: str, body: str,
+                  checks: bool) -> str:
+    """A function of a kernel.
 
-
-def function_text(name: str, text: KernelText, body: str, stops: bool) -> str:
-    """A kernel; where it `stops`, it does nothing once an index was found to be out of range."""
+    Where a program `checks` indices, it does nothing after a bad one if it overwrites an argument.
+    """
+    stops = checks and overwrites(kernel)
     storages = list(enumerate(text.storages))
     types = [TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, _ in storages
