@@ -41,7 +41,7 @@ class Interpreted:
         for number, kernel in enumerate(self.kernels):
             bad = run_kernel(kernel, memory, arena, watch.watchers() if watch.wanted() else ())
             if bad is not None:
-                ran = number + overwrites(kernel)
+                ran = number + overwrites(kernel.body)
                 raise self.program.bounds_error(*bad, ran, [b.ptr for b in buffers])
             ends.append(time.perf_counter_ns())
         if times is not None:

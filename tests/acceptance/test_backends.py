@@ -10,8 +10,9 @@ from running import Compiled, buffers, floats
 from training_steps import benchmarks, case_of
 
 import tinyc
-from tinyc import compiler
+from tinyc import Tensor, compiler, nn
 from tinyc.composites import linear, reductions
+from tinyc.diagnostics import BoundsError
 from tinyc.ir import build as b
 from tinyc.ir import dtype as d
 from tinyc.ir.evaluate import evaluate
@@ -84,6 +85,23 @@ def test_matrices_of_small_numbers_are_transposed(backend):
     found = Compiled([b.materialize(b.permute(x, (1, 0))) for x in leaves], device=backend)(memory)
     for array, got in zip(memory.values(), found, strict=True):
         np.testing.assert_array_equal(got, array.T)
+
+
+def test_after_a_bad_index_the_end_of_a_kernel_changes_nothing(backend):
+    with tinyc.device(backend):
+        table = Tensor(np.ones((3, 8), np.float32))
+        count = Tensor(np.zeros(1, np.float32)).realize()
+        index = np.arange(20_000) % 3
+        with compiler.observe() as runs:
+            count.assign(count + nn.functional.embedding(Tensor(index), table).sum())
+            assert count.tolist() == [160_000.0]
+        program = runs[-1].executable.program
+        assert len(program.kernels) == 1 and len(program.launches) == (0 if backend == "cpu" else 2)
+        index[777] = 3
+        count.assign(count + nn.functional.embedding(Tensor(index), table).sum())
+        with pytest.raises(BoundsError, match="index 3 is out of range"):
+            count.realize()
+        assert count._slot.buffer.array.tolist() == [160_000.0]
 
 
 @pytest.mark.slow

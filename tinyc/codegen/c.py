@@ -541,9 +541,9 @@ def line_members(kernel: LoopKernel, text: KernelText, function: str) -> tuple[s
     return (*members, *[""] * (function.count("\n") + 1 - len(members)))
 
 
-def overwrites(kernel: LoopKernel) -> bool:
-    """True if the chunks of a kernel store into an argument that the program also reads."""
-    places = [place[0] for place in map(stored_at, statements(kernel.body)) if place is not None]
+def overwrites(body: tuple[Stmt, ...]) -> bool:
+    """True if statements store into an argument that the program also reads."""
+    places = [place[0] for place in map(stored_at, statements(body)) if place is not None]
     return any(s.role == "slot" and s.name.startswith("in") for s in places)
 
 
@@ -599,7 +599,7 @@ def entry(kernels: Sequence[LoopKernel], texts: Sequence[KernelText],
         note = "" if name == kernel.name else f"  // {kernel.name}"
         places.append("  " + " ".join(place_text(s, slots, bases[i]) for s in text.storages))
         rows.append(f"  {{ {name}, {end}, {kernel.chunks}, {len(text.storages)}, "
-                    f"{int(overwrites(kernel))} }},{note}")
+                    f"{int(overwrites(kernel.body))} }},{note}")
     most = max((len(text.storages) for text in texts), default=0)
     return STEP % ("\n".join(places) or "  { 0 }", "\n".join(rows) or "  { 0 }",
                    len(rows), max(most, 1))

@@ -219,14 +219,10 @@ def helper_text(name: str) -> str:
 
 
 def function_text(kernel: LoopKernel, text: KernelText, name: str, body: str,
-                  checks: bool) -> str:
-    """A function of a kernel.
-
-    Where a program `checks` indices, it does nothing after a bad one if it overwrites an argument.
-    """
+                  stops: bool) -> str:
+    """A function of a kernel; where it `stops`, it does nothing after a bad index."""
     written = {place[0] for place in map(stored_at, statements(kernel.body + kernel.finish))
                if place is not None}
-    stops = checks and any(s.role == "slot" and s.name.startswith("in") for s in written)
     types = [("" if s in written else "const ") + TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, t in enumerate(types) for p in (f"{t} *__restrict__ b{i}", f"long f{i}")]
     parameters += ["char *scratch_memory", "long scratch_stride", "long *status", "long ran"]

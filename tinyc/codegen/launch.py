@@ -10,8 +10,8 @@ from tinyc.codegen.render import Functions, KernelText
 from tinyc.ir.loop import LoopKernel, Storage
 from tinyc.ir.program import Launch
 
-# Writes a function: (the kernel, its text, the function's name and body, whether the program checks
-# indices).
+# Writes a function: (the kernel, its text, the name and body of the function, whether it does
+# nothing once an index was found to be out of range).
 Write = Callable[[LoopKernel, KernelText, str, str, bool], str]
 
 
@@ -28,7 +28,8 @@ def assembled(renderer: CRenderer, kernels: Sequence[LoopKernel], slots: Sequenc
 
     def both(kernel: LoopKernel, text: KernelText, name: str) -> str:
         parts = {name: text.body, f"{name}_end": text.finish}
-        return "\n".join(write(kernel, text, n, body, checks) for n, body in parts.items() if body)
+        stops = checks and overwrites(kernel.body + kernel.finish)
+        return "\n".join(write(kernel, text, n, body, stops) for n, body in parts.items() if body)
 
     defined = Functions()
     names = [defined.define(k.name, partial(both, k, t)) for (k, _), t in zip(rebased, texts)]
@@ -50,7 +51,7 @@ def launches(rebased: Sequence[tuple[LoopKernel, Bases]], texts: Sequence[Kernel
     made = []
     for number, ((kernel, bases), text, name) in enumerate(zip(rebased, texts, names)):
         arguments = tuple(place(s, numbers, bases) for s in text.storages)
-        ran = number + overwrites(kernel)
+        ran = number + overwrites(kernel.body)
         ends = [(f"{name}_end", kernel.last.extent)] if text.finish else []
         for function, blocks in [(name, kernel.chunks), *ends]:
             made.append(Launch(number, function, arguments, blocks * kernel.threads, ran,

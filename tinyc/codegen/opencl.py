@@ -141,7 +141,7 @@ class OpenClScope(BlockScope):
         """Whether stores to arguments ask if an index was bad: threads that wait can't leave."""
         body = self.kernel.body + self.kernel.finish
         waits = any(isinstance(s, (Barrier, Combine)) for s in statements(body))
-        return waits and overwrites(self.kernel)
+        return waits and overwrites(body)
 
     def store(self, stmt: Store, pad: str) -> list[str]:
         """A store, which where threads wait for each other asks whether an index was bad."""
@@ -317,12 +317,8 @@ def helper_text(name: str) -> str:
 
 
 def function_text(kernel: LoopKernel, text: KernelText, name: str, body: str,
-                  checks: bool) -> str:
-    """A function of a kernel.
-
-    Where a program `checks` indices, it does nothing after a bad one if it overwrites an argument.
-    """
-    stops = checks and overwrites(kernel)
+                  stops: bool) -> str:
+    """A function of a kernel; where it `stops`, it does nothing after a bad index."""
     storages = list(enumerate(text.storages))
     types = [TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, _ in storages
