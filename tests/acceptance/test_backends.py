@@ -104,6 +104,17 @@ def test_after_a_bad_index_the_end_of_a_kernel_changes_nothing(backend):
         assert count._slot.buffer.array.tolist() == [160_000.0]
 
 
+def test_values_go_there_and_back(backend):
+    for dtype in ("f4", "f8", "i8", "u1", "i4", "u8", "?"):
+        array = np.arange(12).reshape(3, 4).astype(dtype)
+        there = Tensor(array, device=backend)
+        assert there.device == backend
+        np.testing.assert_array_equal(there.numpy(), array)
+        np.testing.assert_array_equal(there[1:3].numpy(), array[1:3])
+        np.testing.assert_array_equal(there.T.to("cpu").numpy(), array.T)
+    assert Tensor(np.zeros((0, 3), np.float32), device=backend).sum().item() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [
     "opencl", "blocks", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -54,17 +54,6 @@ def two_kernels(x: Tensor) -> Tensor:
 # -- values ----------------------------------------------------------------------------------------
 
 
-def test_values_go_there_and_back(cuda):
-    for dtype in ("f4", "f8", "i8", "u1", "i4", "u8", "?"):
-        array = np.arange(12).reshape(3, 4).astype(dtype)
-        there = Tensor(array, device=cuda)
-        assert there.device == cuda
-        np.testing.assert_array_equal(there.numpy(), array)
-        np.testing.assert_array_equal(there[1:3].numpy(), array[1:3])
-        np.testing.assert_array_equal(there.T.to("cpu").numpy(), array.T)
-    assert Tensor(np.zeros((0, 3), np.float32), device=cuda).sum().item() == 0
-
-
 def test_large_arrays_go_in_pieces_through_pinned_memory(device):
     array = np.random.default_rng(0).integers(0, 256, 4 * LARGE_PIECE + 77, np.uint8)
     buffer = device.upload(array)
