@@ -7,13 +7,9 @@ is after the passes. Whatever looks wrong is a miss and is made again.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tinyc import config
@@ -31,21 +27,17 @@ from tinyc.ir.program import (
     Work,
 )
 from tinyc.runtime.cache import disk_cache, make_key
+from tinyc.runtime.sources import source_digest
 from tinyc.version import __version__
 
 FILE = "program.json"
-# What a program depends on, below the package: what is above the graph is in the graph.
-SOURCES = ("ir", "schedule", "codegen", "runtime", "pipeline.py", "program_cache.py",
-           "tuning.py")
-
-_loaded_at = time.time()
 _PLACE = re.compile(r"[^\s:]+:\d+$", re.MULTILINE)
 
 
 def program_key(outputs: Sequence[Node], target: Target, device: str) -> str | None:
     """Return the key of a graph's program, None where it must be compiled to be seen or trusted."""
     settings = config.current()
-    sources = source_digest(Path(__file__).parent)
+    sources = source_digest()
     if sources is None or settings.check or settings.dump or settings.debug.level >= 5:
         return None
     switches = f"fuse={settings.fuse} bounds={settings.bounds} lines={settings.lines} "
@@ -60,22 +52,6 @@ def graph_text(outputs: Sequence[Node]) -> str:
     """Return the canonical key as text, the same in every process."""
     key, _ = canonical_key(outputs)
     return repr([item.value if isinstance(item, Op) else item for item in key])  # type: ignore
-
-
-@functools.cache
-def source_digest(package: Path) -> str | None:
-    """Return a digest of the compiler's sources; None if they may not be what this process runs."""
-    files = [path for part in SOURCES for path in (package / part, *(package / part).glob("*.*"))]
-    digest = hashlib.sha256()
-    for path in sorted(path for path in files if path.suffix in (".py", ".c")):
-        try:
-            if path.stat().st_mtime > _loaded_at:
-                return None  # edited since it was loaded
-            text = path.read_bytes()
-        except OSError:
-            return None
-        digest.update(f"{path.name} {len(text)} ".encode() + text)
-    return digest.hexdigest()
 
 
 def load(key: str, outputs: Sequence[Node], leaves: Sequence[Node]) -> Program | None:

@@ -2,8 +2,8 @@
 
 Each way computes the same but for the order of sums. The rules of the recipes are kept unless
 another way is faster by more than noise, twice. What was found is kept in the disk cache, by the
-text of the kernel as the rules make it, the machine, the compiler and the version. The number of
-threads is no part of that, so that results do not depend on it.
+text of the kernel as the rules make it, tinyc's sources, the machine and the compiler. The number
+of threads is no part of that, so that results do not depend on it.
 """
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from tinyc.runtime import recorder
 from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.cache import disk_cache, make_key
 from tinyc.runtime.device import get_device
+from tinyc.runtime.sources import source_digest
 from tinyc.runtime.toolchain import (
     Unit,
     compile_libraries,
@@ -95,18 +96,21 @@ def tune(plan: Plan, target: Target) -> None:
         compiler = find_compiler().version
     except CompilerNotFound:
         return  # the kernels are for Python
+    sources = source_digest()
     lowered = [lower_nest(replace(plan, storages=[]), nest, target) for nest in plan.nests]
     for nest, far in zip(plan.nests, far_stores(lowered, target)):
         usual = way(plan, nest, target, RULES, far)
         if usual is None or not worth_it(usual):
             continue
-        key = make_key("tuned", __version__, repr(target), cpu_features(), compiler, usual.text())
-        found = known.get(key) or load(key, target)
+        key = make_key("tuned", __version__, sources or "", repr(target), cpu_features(), compiler,
+                       usual.text())
+        found = known.get(key) or (load(key, target) if sources else None)
         if found is None:
             with recorder.span("tune", "compile", kernel=kernel_name(nest)), \
                     recorder.recording(None):
                 found = tried(plan, nest, target, usual, far)
-            store(key, found)
+            if sources:
+                store(key, found)
         known[key] = found
         plan.choices[nest] = found.choices
         tell(plan, nest, found)

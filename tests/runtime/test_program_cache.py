@@ -16,6 +16,7 @@ from tinyc.ir import build as b
 from tinyc.ir.dtype import f32, i64
 from tinyc.ir.node import canonical_key, node
 from tinyc.ir.ops import Op
+from tinyc.runtime import sources
 from tinyc.runtime.buffer import Buffer
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +54,8 @@ class Step:
 def counts(cache, monkeypatch):
     """What this test did: (passes run, programs loaded, compiler runs)."""
     monkeypatch.setattr(compiler, "_programs", {})
-    monkeypatch.setattr(program_cache, "_loaded_at", float("inf"))  # a file may be edited meanwhile
-    program_cache.source_digest.cache_clear()
+    monkeypatch.setattr(sources, "_loaded_at", float("inf"))  # a file may be edited meanwhile
+    sources.source_digest.cache_clear()
     before = compiler.passes_run, compiler.programs_loaded
 
     def difference():
@@ -164,13 +165,13 @@ def test_other_graphs_and_switches_have_programs_of_their_own(counts):
 def test_a_changed_compiler_misses(counts, monkeypatch):
     Step().run()
     forget()
-    monkeypatch.setattr(program_cache, "source_digest", lambda package: "another")
+    monkeypatch.setattr(program_cache, "source_digest", lambda: "another")
     Step().run()
     assert counts()[:2] == (2, 0)
 
 
 def test_the_digest_is_of_all_that_compiles(tmp_path, monkeypatch):
-    monkeypatch.setattr(program_cache, "_loaded_at", float("inf"))
+    monkeypatch.setattr(sources, "_loaded_at", float("inf"))
     digests = set()
     for name in ("", "pipeline.py", "ir/simplify.py", "codegen/c.py", "runtime/pool.c"):
         package = tmp_path / f"package-{len(digests)}"
@@ -179,17 +180,17 @@ def test_the_digest_is_of_all_that_compiles(tmp_path, monkeypatch):
         for file in ("pipeline.py", "program_cache.py", "tuning.py", "ir/simplify.py",
                      "codegen/c.py", "runtime/pool.c"):
             (package / file).write_text("changed" if file == name else "same")
-        digests.add(program_cache.source_digest(package))
+        digests.add(sources.source_digest(package))
     assert len(digests) == 5 and None not in digests
 
 
 def test_sources_edited_after_they_were_loaded_are_not_trusted(counts, monkeypatch):
-    monkeypatch.setattr(program_cache, "_loaded_at", 0.0)
+    monkeypatch.setattr(sources, "_loaded_at", 0.0)
     Step().run()
     forget()
     Step().run()
     assert counts()[:2] == (2, 0)
-    program_cache.source_digest.cache_clear()
+    sources.source_digest.cache_clear()
 
 
 @pytest.mark.parametrize("switches", [{"check": True}, {"debug": "5"}])

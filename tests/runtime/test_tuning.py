@@ -14,7 +14,7 @@ import tinyc
 from tinyc import compiler, config, diagnostics, program_cache, tuning
 from tinyc.diagnostics import TinycWarning
 from tinyc.ir.choices import RULES, Choices
-from tinyc.runtime import host
+from tinyc.runtime import host, sources
 from tinyc.runtime.toolchain import without_comments
 
 pytestmark = pytest.mark.cpu("ways to generate C")
@@ -43,8 +43,8 @@ def clock(cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(tuning, "SMALL", 0)
     monkeypatch.setattr(tuning, "SECONDS", 0.0)
     monkeypatch.setattr(compiler, "_programs", {})
-    monkeypatch.setattr(program_cache, "_loaded_at", float("inf"))
-    program_cache.source_digest.cache_clear()
+    monkeypatch.setattr(sources, "_loaded_at", float("inf"))
+    sources.source_digest.cache_clear()
     config.configure(tune=True)
     return made
 
@@ -158,6 +158,21 @@ def test_another_program_finds_the_winner(clock: Clock, cache) -> None:
     two()
     found = remarks(lambda: (forget(), two()))
     assert found and len(clock.runs) > runs, "other kernels are tried"
+
+
+def test_another_compiler_tries_anew(clock: Clock, cache, monkeypatch) -> None:
+    clock.times[TILE] = 700
+    product()
+    runs = len(clock.runs)
+    monkeypatch.setattr(tuning, "source_digest", lambda: "another")
+    product(2.0)
+    assert len(clock.runs) > runs
+    monkeypatch.setattr(tuning, "source_digest", lambda: None)
+    kept, runs = set(cache.root.glob(f"*/{tuning.FILE}")), len(clock.runs)
+    for scale in (3.0, 4.0):
+        product(scale)
+    assert len(clock.runs) > runs
+    assert set(cache.root.glob(f"*/{tuning.FILE}")) == kept, "nothing of edited sources is kept"
 
 
 def test_equal_kernels_of_a_program_are_tried_once(clock: Clock, cache) -> None:
