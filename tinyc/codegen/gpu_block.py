@@ -3,17 +3,18 @@
 Blocks take iterations of the outermost loops. Inside, statements run one after another, each of
 them divided among the threads: contractions in tiles, loops whose iterations stand alone thread by
 thread or, where there are few long ones, by groups of neighbouring threads, sums by all threads of
-a group. What one thread stores and another one reads lies in memory with a barrier between.
+a group.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tinyc.codegen.gpu_contract import shapes_for
 from tinyc.codegen.gpu_thin import THREADS, is_thin, thin
 from tinyc.codegen.gpu_tile import REACH, Part, Shape, both, counts, epilogue, tile_statements
 from tinyc.codegen.primitives import fresh_number, identity, renamed
+from tinyc.codegen.waits import Around, Item, Section, touched, with_barriers
 from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
@@ -41,6 +42,7 @@ from tinyc.ir.loop import (
     transform,
 )
 from tinyc.ir.program import Target
+from tinyc.ir.verify_loops import SEEN_BY_OTHERS
 
 # Tiles of a block that makes several of them, one after another.
 SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 8, 8, 4), Shape(64, 128, 8, 4, 8),
@@ -51,7 +53,6 @@ SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 8, 8, 4), Shape(64, 128, 8, 4
 LONG = 16
 # A group has up to so many threads, which on some devices exchange numbers without memory.
 WARP = 32
-VISIBLE = ("slot", "arena", "scratch", "shared")
 ZERO = Affine.const_of(0)
 
 
@@ -63,51 +64,6 @@ class Group:
     size: int
     lane: Affine
     valid: tuple[Within, ...] = ()
-
-
-@dataclass
-class Pending:
-    """What threads have touched since all of them have waited: by storage, the indices at which
-    each thread has elements of its own; None: other threads' elements, too."""
-
-    read: dict[Storage, set[Affine | None]] = field(default_factory=dict)
-    written: dict[Storage, set[Affine | None]] = field(default_factory=dict)
-
-    def meets(self, other: Pending) -> bool:
-        """True if one thread may use what another one has stored, or store what it uses."""
-        for s in (*self.written, *other.written):
-            touched = set().union(*[table.get(s, set()) for table in (
-                self.read, self.written, other.read, other.written)])
-            mine = s in self.read or s in self.written
-            if mine and (s in other.read or s in other.written) and (
-                    None in touched or len(touched) > 1):
-                return True
-        return False
-
-    def copied(self) -> Pending:
-        """The same accesses."""
-        same = Pending()
-        same.add(self)
-        return same
-
-    def add(self, other: Pending) -> None:
-        """Note more accesses."""
-        for table, more in ((self.read, other.read), (self.written, other.written)):
-            for s, indices in more.items():
-                table.setdefault(s, set()).update(indices)
-
-
-def touched(body: Sequence[Stmt], own: bool) -> Pending:
-    """What statements touch; with `own` each thread elements of its own where indices are equal."""
-    found = Pending()
-    for stmt in statements(tuple(body)):
-        for load in loads_of(stmt):
-            if load.storage.role in VISIBLE:
-                found.read.setdefault(load.storage, set()).add(load.index if own else None)
-        place = stored_at(stmt)
-        if place is not None and place[0].role in VISIBLE:
-            found.written.setdefault(place[0], set()).add(place[1] if own else None)
-    return found
 
 
 def holds(stmt: Stmt, kind: type | tuple[type, ...]) -> bool:
@@ -174,53 +130,42 @@ class Together:
 
     def __init__(self, threads: int, target: Target) -> None:
         self.threads, self.target = threads, target
-        self.thread = Var("t", threads)
-        self.pending = Pending()
+        self.thread, self.first = Var("t", threads), Var("one", 1)
         self.flat: dict[tuple[int, int], Var] = {}
         self.tiles: list[Storage] = []
         self.whole = Group(threads, Affine.of(self.thread))
 
     # -- statements ------------------------------------------------------------------------------
 
-    def block(self, body: Sequence[Stmt], group: Group) -> list[Stmt]:
-        """Statements one after another."""
-        out: list[Stmt] = []
-        for stmt in body:
-            out += self.statement(stmt, group)
-        return out
+    def block(self, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        """Statements that all threads run together."""
+        return with_barriers(self.items(body, self.whole))
 
-    def statement(self, stmt: Stmt, group: Group) -> list[Stmt]:
+    def items(self, body: Sequence[Stmt], group: Group) -> list[Item]:
+        """Statements one after another, divided among the threads of a group."""
+        return [item for stmt in body for item in self.statement(stmt, group)]
+
+    def statement(self, stmt: Stmt, group: Group) -> list[Item]:
         """One statement, by all threads of a group."""
         if isinstance(stmt, Alloc):
-            return [stmt]
+            return [Section([stmt])]
         if isinstance(stmt, Contraction):
-            return self.product(stmt)
+            return [Section(self.product(stmt), touched([stmt]))]
         if isinstance(stmt, If):
-            start, before = self.waited([If(stmt.cond, ())], False), self.pending.copied()
-            body = tuple(self.block(stmt.body, group))
-            self.pending.add(before)
-            return [*start, If(stmt.cond, body)]
+            return [Around(replace(stmt, body=()), self.items(stmt.body, group))]
         if isinstance(stmt, For):
             return self.loop(stmt, group)
         assert isinstance(stmt, Store)
-        if stmt.storage.role not in VISIBLE:
-            if group is self.whole:
-                return [*self.waited([stmt], False), stmt]
-            return self.section([self.each((stmt,), group)], False)
-        return self.section([self.one((stmt,), group)], False)
+        return [self.store(stmt, group)]
 
-    def waited(self, body: Sequence[Stmt], own: bool) -> list[Stmt]:
-        """A barrier if statements need one; notes what they touch."""
-        more = touched(body, own)
-        meets = self.pending.meets(more)
-        if meets:
-            self.pending = Pending()
-        self.pending.add(more)
-        return [Barrier()] if meets else []
-
-    def section(self, body: list[Stmt], own: bool) -> list[Stmt]:
-        """Statements that no thread waits in."""
-        return [*self.waited(body, own), *body]
+    def store(self, stmt: Store, group: Group) -> Section:
+        """A store beside loops: to registers by all threads, else by the first of the group."""
+        if stmt.storage.role not in SEEN_BY_OTHERS:
+            every = stmt if group is self.whole else self.each((stmt,), group)
+            return Section([every], touched([stmt]))
+        if group is self.whole:
+            return Section([For(self.first, (stmt,), "thread")], touched([stmt], [self.first]))
+        return Section([self.one((stmt,), group)], touched([stmt]))
 
     def each(self, body: tuple[Stmt, ...], group: Group) -> Stmt:
         """Statements that every thread of a group with an item runs."""
@@ -229,53 +174,44 @@ class Together:
 
     def one(self, body: tuple[Stmt, ...], group: Group) -> Stmt:
         """Statements that one thread of a group runs."""
-        if group is self.whole:
-            return For(Var(f"one{fresh_number()}", 1), body, "thread")
         first = Within(group.lane, 0, 1, 1, bool_)
         return For(self.thread, (If(both([first, *group.valid]), body),), "thread")
 
-    def serial(self, loop: For, group: Group) -> list[Stmt]:
+    def serial(self, loop: For, group: Group) -> list[Item]:
         """A loop that all threads go through together."""
-        start, before = self.waited([replace(loop, body=())], False), self.pending.copied()
-        body = self.block(loop.body, group)
-        if self.pending.written:
-            body.append(Barrier())
-            self.pending = Pending()
-        if loop.limit is not None:  # which may be 0
-            self.pending.add(before)
-        return [*start, replace(loop, body=tuple(body))]
+        return [Around(replace(loop, body=()), self.items(loop.body, group))]
 
     # -- loops -----------------------------------------------------------------------------------
 
-    def loop(self, stmt: For, group: Group) -> list[Stmt]:
+    def loop(self, stmt: For, group: Group) -> list[Item]:
         """A loop, divided among the threads of a group if that is legal."""
-        if holds(stmt, Contraction):
+        if stmt.kind == "chunk" or holds(stmt, Contraction):
             return self.serial(stmt, group)
         nest = nest_of(stmt)
         free, reduced = nest.split()
         adds = all(s.accumulate for s in outward(nest.body))
         if not reduced:
-            return self.items(nest, group)
+            return self.alone(nest, group)
         if adds and not free:
             return self.total(nest, group)
         if adds and not nest.limits_move():
-            return self.items(Nest(free, {v: n for v, n in nest.limits.items() if v in free},
+            return self.alone(Nest(free, {v: n for v, n in nest.limits.items() if v in free},
                                    looped(reduced, nest.limits, nest.body)), group)
         if stmt.limit is not None and self.thread in stmt.limit.free_vars():
-            return self.section([self.one((stmt,), group)], False)
+            return [Section([self.one((stmt,), group)], touched([stmt]))]
         return self.serial(stmt, group)
 
-    def items(self, nest: Nest, group: Group) -> list[Stmt]:
+    def alone(self, nest: Nest, group: Group) -> list[Item]:
         """Iterations that stand alone: a thread for each, or a group of threads."""
         long = max((elements(nest_of(s).variables) for s in nest.body if isinstance(s, For)),
                    default=0)
         if group is self.whole and long >= LONG:
             return self.by_groups(nest, long)
-        return self.section([self.dealt(nest.variables, nest, nest.body, group)], True)
+        return [self.dealt(nest, nest.body, group)]
 
-    def dealt(self, variables: list[Var], nest: Nest, body: tuple[Stmt, ...],
-              group: Group) -> Stmt:
-        """A loop over all iterations of some loops, dealt out to the threads of a group."""
+    def dealt(self, nest: Nest, body: tuple[Stmt, ...], group: Group) -> Section:
+        """A loop over all iterations of a nest's loops, dealt out to the threads of a group."""
+        variables = nest.variables
         n, limit = elements(variables), nest.limits.get(variables[0])
         count = None if limit is None else limit * elements(variables[1:])
         body = nest.bounded(variables, body)
@@ -291,11 +227,13 @@ class Together:
         inner = renamed(tuple(substitute_stmt(s, names) for s in body))
         if group is self.whole:
             inner = self.apart(inner, nest.body, variables, q % self.threads, self.threads)
-            return For(flat, inner, "thread", count)
+            whole = For(flat, inner, "thread", count)
+            return Section([whole], touched([whole], [flat]))
         inner = self.apart(inner, nest.body, variables, group.lane, group.size)
-        return self.each((For(flat, inner, "serial", count),), group)
+        mine = self.each((For(flat, inner, "serial", count),), group)
+        return Section([mine], touched([mine], [self.thread, flat]))
 
-    def by_groups(self, nest: Nest, long: int) -> list[Stmt]:
+    def by_groups(self, nest: Nest, long: int) -> list[Item]:
         """A group of threads for each iteration of some loops, the groups in rounds."""
         n = elements(nest.variables)
         size = min(WARP, power_of_two(long))
@@ -322,26 +260,25 @@ class Together:
                  for s in private(old, variables)}
         return moved(body, sizes, number) if sizes else body
 
-    def total(self, nest: Nest, group: Group) -> list[Stmt]:
+    def total(self, nest: Nest, group: Group) -> list[Item]:
         """Sums, or maxima, over all iterations of some loops: by each thread, then of a group."""
-        out: list[Stmt] = []
+        start: list[Stmt] = []
         exchange: dict[Store, Storage] = {}
         for s in outward(nest.body):
             r = exchange[s] = Storage(f"{s.storage.name}_p{fresh_number()}", 1, s.storage.dtype,
                                       "register")
-            out += [Alloc(r), Store(r, ZERO, identity(s.accumulate, r.dtype))]
+            start += [Alloc(r), Store(r, ZERO, identity(s.accumulate, r.dtype))]
 
         def part(stmt: Stmt) -> tuple[Stmt, ...]:
             if isinstance(stmt, Store) and stmt in exchange:
                 return (replace(stmt, storage=exchange[stmt], index=ZERO),)
             return (stmt,)
 
-        body = transform(nest.body, part)
-        out += self.section([self.dealt(nest.variables, nest, body, group)], True)
+        width = 0 if group is self.whole else group.size
+        out: list[Item] = [Section(start), self.dealt(nest, transform(nest.body, part), group)]
         for s, r in exchange.items():
-            out.append(Combine(r, s.accumulate or "sum",
-                               0 if group is self.whole else group.size))
-            out += self.statement(replace(s, value=Load(r, ZERO)), group)
+            out.append(Section([Combine(r, s.accumulate or "sum", width)]))
+            out.append(self.store(replace(s, value=Load(r, ZERO)), group))
         return out
 
     # -- contractions ----------------------------------------------------------------------------
@@ -349,12 +286,11 @@ class Together:
     def product(self, c: Contraction) -> list[Stmt]:
         """A contraction, tile by tile."""
         suffix = str(fresh_number())
-        start = self.waited([c], False)
         if is_thin(c):
             one = thin(c, self.threads, suffix)
             block = Var(f"block{suffix}", one.blocks)
             made = (For(block, (*one.statements(Affine.of(block)), Barrier())),)
-            return [*start, *replace_storage(made, self.shared_names(made))]
+            return list(replace_storage(made, self.shared_names(made)))
         shape = choose_shape(c, self.target)
         rows, cols, deep = counts(c)
         i, j = (Var(f"{word}{suffix}", -(-elements(side) // size)) for word, side, size in (
@@ -367,12 +303,12 @@ class Together:
         ends = [None if count.is_const else (count + size - 1) // size
                 for count, size in ((rows, shape.rows), (cols, shape.cols))]
         made = (For(i, (For(j, body, "serial", ends[1]),), "serial", ends[0]),)
-        return [*start, *replace_storage(made, self.shared_names(made))]
+        return list(replace_storage(made, self.shared_names(made)))
 
     def shared_names(self, body: tuple[Stmt, ...]) -> dict[Storage, Storage]:
         """The arrays on the chip that all contractions take in turns, for those of one."""
         names: dict[Storage, Storage] = {}
-        for s in touched(body, False).written:
+        for s in touched(body).written:
             if s.role == "shared":
                 k = len(names)
                 fits = [t for t in self.tiles if t.dtype is s.dtype and t not in names.values()]
@@ -448,13 +384,7 @@ def schedule_nest(kernel: LoopKernel, target: Target) -> LoopKernel:
     threads = min(threads, target.threads)
     kernel = over_blocks(kernel)
     made = Together(threads, replace(tiles, threads=threads))
-    body: list[Stmt] = []
-    for stmt in kernel.body:
-        if isinstance(stmt, For) and stmt.kind == "chunk":
-            body += made.serial(stmt, made.whole)
-        else:
-            body += made.statement(stmt, made.whole)
-    done = on_the_chip(tuple(body), target.shared)
+    done = on_the_chip(made.block(kernel.body), target.shared)
     return replace(kernel, body=done, threads=threads)
 
 
@@ -494,7 +424,7 @@ def uses(body: tuple[Stmt, ...], v: Var) -> bool:
 
 def on_the_chip(body: tuple[Stmt, ...], most: int) -> tuple[Stmt, ...]:
     """Statements whose scratch arrays, the smallest first, are shared memory while there is any."""
-    seen = touched(body, False)
+    seen = touched(body)
     storages = list(dict.fromkeys((*seen.read, *seen.written)))
     left = most - sum(s.nbytes for s in storages if s.role == "shared")
     names: dict[Storage, Storage] = {}
