@@ -14,7 +14,7 @@ from tinyc.ir import dtype as d
 from tinyc.ir.node import Node, canonical_key
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Plan
-from tinyc.ir.program import CPU, Program, Target
+from tinyc.ir.program import CPU, GPU, Program, Target
 from tinyc.runtime.device import get_device
 from tinyc.schedule.refusals import RULES
 
@@ -23,6 +23,15 @@ Memory = dict[int, np.ndarray]
 SPLITTING = replace(CPU, serial_work=200)
 # Small blocks of threads, so that small graphs have many of them.
 BLOCKS = replace(SPLITTING, language="opencl", threads=8, warp=4, shared=4096, chunks=5)
+# Other kinds of devices, for programs that are made there and not run: OpenCL on a CPU, blocks of
+# few threads, a large GPU, and GPUs by CUDA, the second with matrix instructions.
+ELSEWHERE = {
+    "opencl": replace(CPU, l3=1 << 62, language="opencl"),
+    "blocks": replace(GPU, threads=64, shared=16 << 10, chunks=24),
+    "gpu": GPU,
+    "cuda": replace(GPU, language="cuda", chunks=6),
+    "sm_90": replace(GPU, language="cuda", shared=227 << 10, arch="sm_90", tf32=True),
+}
 
 
 def buffers(*arrays: np.ndarray) -> tuple[list[Node], Memory]:
@@ -93,6 +102,12 @@ def program_of(outputs: Sequence[Node], fuse: bool = True) -> Program:
     with config.configure(fuse=fuse):
         _, leaves = canonical_key(outputs)
         return pipeline.build_program(tuple(outputs), leaves, CPU)[0]
+
+
+def kernels_elsewhere(outputs: Sequence[Node], leaves: Sequence[Node]) -> dict[str, int]:
+    """How many kernels a graph takes on each other kind of device."""
+    return {name: len(pipeline.build_program(outputs, leaves, target)[0].kernels)
+            for name, target in ELSEWHERE.items()}
 
 
 def plan_of(outputs: Sequence[Node], fuse: bool = True, until: str = "", target=CPU) -> Plan:
