@@ -23,13 +23,12 @@ Memory = dict[int, np.ndarray]
 SPLITTING = replace(CPU, serial_work=200)
 # Small blocks of threads, so that small graphs have many of them.
 BLOCKS = replace(SPLITTING, language="opencl", threads=8, warp=4, shared=4096, chunks=5)
-# Other kinds of devices, for programs that are made there and not run: OpenCL on a CPU, blocks of
-# few threads, a large GPU, and GPUs by CUDA, the second with matrix instructions.
+# Other kinds of devices, for programs that are made and not run: OpenCL on a CPU, blocks of few
+# threads, the emulated GPU, and a large one with matrix instructions.
 ELSEWHERE = {
     "opencl": replace(CPU, l3=1 << 62, language="opencl"),
     "blocks": replace(GPU, threads=64, shared=16 << 10, chunks=24),
-    "gpu": GPU,
-    "cuda": replace(GPU, language="cuda", chunks=6),
+    "cuda": replace(GPU, language="cuda", shared=227 << 10, chunks=6),
     "sm_90": replace(GPU, language="cuda", shared=227 << 10, arch="sm_90", tf32=True),
 }
 
