@@ -9,13 +9,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST ?=
 BENCH ?=
 PEERS := benchmarks/.venvs
+# What the device that is asked for needs.
+DEVICE := $(if $(filter opencl%,$(TINYC_DEVICE)),$(VENV)/opencl.stamp)
 
 .PHONY: demo test lint bench standing peers clean
 
-demo: $(VENV)/examples.stamp
+demo: $(VENV)/examples.stamp $(DEVICE)
 	$(BIN)/tinyc demo
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp $(DEVICE)
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/dev.stamp

@@ -189,21 +189,22 @@ def opencl_devices() -> list[Finding]:
         fix = pip_install("tinyc[opencl]")
         return [Finding(section, "opencl", "absent", f"{package} is not installed", fix)]
     try:
-        from tinyc.runtime.opencl import devices, open_device
+        from tinyc.runtime.opencl import drivers
 
-        known = devices()
+        opened = list(drivers())
     except DeviceError as error:
         return [Finding(section, "opencl", "bad", str(error))]
+    works = [driver.device for driver in opened if not isinstance(driver, DeviceError)]
     found = []
-    for place, device in enumerate(known):
+    for place, device in enumerate(works):
         name = f"opencl:{place}" if place else "opencl"
-        try:
-            open_device(name)
-            text = f"{device.name}, {device.platform.version}"
-            found.append(Finding(section, name, "good", text))
-        except DeviceError as error:
-            found.append(Finding(section, name, "bad", str(error)))
-    return found
+        found.append(
+            Finding(section, name, "good", f"{device.name}, {device.platform.version}")
+        )
+    # What is left out is only missed where nothing else works.
+    state: State = "absent" if works else "bad"
+    refused = [str(error) for error in opened if isinstance(error, DeviceError)]
+    return found + [Finding(section, "opencl", state, text) for text in refused]
 
 
 def cuda_devices() -> list[Finding]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ def test_moving_keeps_values_and_the_wish_for_a_gradient(opencl):
 
 
 def test_a_device_is_chosen_for_a_block(opencl):
-    with tinyc.device(opencl):
-        x = tinyc.rand(3)
-        assert x.device == opencl
-        x.realize()
-        tinyc.synchronize()
-    assert tinyc.rand(3).device != opencl
+    with tinyc.device("numpy"):
+        with tinyc.device(opencl):
+            x = tinyc.rand(3)
+            assert x.device == opencl
+            x.realize()
+            tinyc.synchronize()
+        assert tinyc.rand(3).device == "numpy"
 
 
 def test_random_numbers_are_those_of_every_device(opencl):
@@ -211,14 +214,66 @@ def test_devices_have_numbers_and_newer_drivers_count(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyopencl", FakeDriver(simulator, new, old, card))
     names = ["Card A", "Card B", "pthread-avx512-EPYC", "Simulator"]
     assert [d.name for d in runtime.devices()] == names
-    with pytest.raises(DeviceError, match="opencl:7: there is no such device; opencl:0 is Card A"):
+
+
+def fake_driver(*refusing: str) -> type:
+    """A class of drivers that can't compile for devices of some names."""
+
+    class Opened:
+        def __init__(self, device: FakeDevice) -> None:
+            if device.name in refusing:
+                raise FakeError("clBuildProgram failed\nerror: unknown target CPU\n\n(options: -w)")
+            self.device = device
+
+    return Opened
+
+
+def test_a_device_that_its_driver_can_not_compile_for_is_passed_over(monkeypatch):
+    cards = FakePlatform("Vendor", "OpenCL 3.0", (4, "Card A"), (4, "Card B"), (4, "Card C"))
+    monkeypatch.setitem(sys.modules, "pyopencl", FakeDriver(cards))
+    monkeypatch.setattr(runtime, "OpenClDriver", fake_driver("Card A"))
+    monkeypatch.setattr(runtime, "LaunchDevice", lambda name, driver: (name, driver.device.name))
+    assert runtime.open_device("opencl") == ("opencl", "Card B")
+    assert runtime.open_device("opencl:1") == ("opencl:1", "Card C")
+    wanted = "opencl:7: there is no such device; opencl:0 is Card B, opencl:1 is Card C"
+    with pytest.raises(DeviceError, match=wanted):
         runtime.open_device("opencl:7")
 
 
-def test_a_driver_that_can_not_compile_is_named_when_the_device_is_opened(opencl, monkeypatch):
-    monkeypatch.setattr(runtime, "PROBE", "this is no kernel")
-    with pytest.raises(DeviceError, match="can't compile for .*another driver may"):
+def test_where_every_driver_refuses_the_message_says_why_and_what_to_install(monkeypatch):
+    platform = FakePlatform("PoCL", "OpenCL 3.0 PoCL 3.0", (2, "pthread-EPYC"))
+    monkeypatch.setitem(sys.modules, "pyopencl", FakeDriver(platform))
+    monkeypatch.setattr(runtime, "OpenClDriver", fake_driver("pthread-EPYC"))
+    with pytest.raises(DeviceError, match=r"PoCL 3.0 can't compile for pthread-EPYC: unknown "
+                       r"target CPU; another driver may: pip install 'tinyc\[opencl\]'"):
         runtime.open_device("opencl")
+
+
+def test_a_driver_is_tried_when_it_is_opened(opencl, monkeypatch):
+    monkeypatch.setattr(runtime, "PROBE", "this is no kernel")
+    with pytest.raises(DeviceError, match="can't compile for"):
+        runtime.open_device("opencl")
+
+
+def test_intels_driver_is_found_where_pip_put_it(tmp_path, monkeypatch):
+    library, vendors = tmp_path / "lib" / runtime.INTEL, tmp_path / "vendors"
+    vendors.mkdir()
+    (vendors / "other.icd").write_text("libother.so\n")
+
+    class Installed:
+        name = runtime.INTEL
+
+        def locate(self):
+            return tmp_path / "lib" / "python" / ".." / self.name
+
+    monkeypatch.delenv("OCL_ICD_VENDORS", raising=False)
+    monkeypatch.setattr(runtime, "REGISTERED", vendors)
+    monkeypatch.setattr("importlib.metadata.files", lambda package: [Installed()])
+    with runtime._intel_registered():
+        folder = Path(os.environ["OCL_ICD_VENDORS"])
+        told = {entry.name: entry.read_text() for entry in folder.iterdir()}
+    assert told == {"other.icd": "libother.so\n", "intel.icd": f"{library}\n"}
+    assert "OCL_ICD_VENDORS" not in os.environ and not folder.exists()
 
 
 def test_memory_that_is_not_there_is_a_memory_error(opencl, monkeypatch):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,11 +31,14 @@ CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
 SIMULATOR = "Oclgrind"
 # A device is only of use if it compiles this.
 PROBE = "__kernel void probe(__global float *x) { x[get_global_id(0)] *= 2.0f; }"
-# Libraries that Intel's driver needs and does not find.
+# Where drivers are registered for all users.
+REGISTERED = Path("/etc/OpenCL/vendors")
+# Intel's driver, and libraries that it needs and does not find.
+INTEL = "libintelocl.so"
 INTEL_NEEDS = ("libintlc.so.5", "libimf.so", "libirng.so", "libsvml.so")
 INSTALL = (
-    "pip install 'tinyc[opencl]' brings pyopencl with a driver for CPUs; a GPU has its vendor's "
-    "driver"
+    "pip install 'tinyc[opencl]' brings pyopencl and, on x86-64 Linux, drivers for CPUs; Debian's "
+    "and Ubuntu's pocl-opencl-icd is one for others; a GPU has its vendor's driver"
 )
 
 
@@ -48,7 +51,7 @@ def _pyopencl() -> Any:
 
 
 def devices() -> list[Any]:
-    """Return the devices there are, in the order of their numbers; DeviceError if there is none.
+    """Return the devices that drivers name, those to be preferred first; DeviceError for none.
 
     GPUs come first, then by name, simulators last; of two drivers of one platform for one device
     the newer counts.
@@ -74,19 +77,19 @@ def devices() -> list[Any]:
 
 @contextlib.contextmanager
 def _intel_registered() -> Iterator[None]:
-    """Let drivers be looked for where Intel's is, too, if pip put it beside this Python.
+    """Let drivers be looked for where Intel's is, too, if pip installed it.
 
     Its package registers it under a path of another machine, and does not name its own libraries.
     """
-    library = Path(sys.prefix, "lib", "libintelocl.so")
-    if "OCL_ICD_VENDORS" in os.environ or not library.exists():
+    library = None if "OCL_ICD_VENDORS" in os.environ else _intel_library()
+    if library is None:
         yield
         return
     for name in INTEL_NEEDS:
         with contextlib.suppress(OSError):
             ctypes.CDLL(str(library.with_name(name)), mode=ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory() as folder:
-        for known in Path("/etc/OpenCL/vendors").glob("*.icd"):
+        for known in REGISTERED.glob("*.icd"):
             shutil.copy(known, folder)
         Path(folder, "intel.icd").write_text(f"{library}\n")
         os.environ["OCL_ICD_VENDORS"] = folder
@@ -94,6 +97,16 @@ def _intel_registered() -> Iterator[None]:
             yield
         finally:
             del os.environ["OCL_ICD_VENDORS"]
+
+
+def _intel_library() -> Path | None:
+    """The file of Intel's driver, wherever pip put it."""
+    try:
+        files = importlib.metadata.files("intel-opencl-rt") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())).resolve() for file in files if file.name == INTEL)
+    return next(found, None)
 
 
 def _devices_of(platform: Any) -> list[Any]:
@@ -109,22 +122,42 @@ def _model(device: Any) -> str:
     return device.name.split("-")[-1]
 
 
+def drivers() -> Iterator[OpenClDriver | DeviceError]:
+    """Open the devices in turn. In place of one that its driver can't compile for comes the reason.
+
+    A driver that is older than its CPU names the CPU all the same, and fails at each kernel.
+    """
+    for device in devices():
+        try:
+            yield OpenClDriver(device)
+        except _pyopencl().Error as error:
+            yield DeviceError(
+                f"{device.platform.version} can't compile for {device.name}: {_reason(error)}; "
+                f"another driver may: {INSTALL}"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    """The line of a compiler's log that says what is wrong, else its last one."""
+    wrong = (line for line in str(error).splitlines() if line.startswith("error: "))
+    return next(wrong, last_line(error)).removeprefix("error: ")
+
+
 def open_device(name: str) -> LaunchDevice:
-    """Return the device `opencl`, or `opencl:1` for the second one; DeviceError for none."""
-    found = devices()
+    """Return the device `opencl`, or `opencl:1` for the second that works; DeviceError for none."""
     number = int(name.partition(":")[2] or 0)
-    if number >= len(found):
-        names = ", ".join(f"opencl:{i} is {d.name}" for i, d in enumerate(found))
-        raise DeviceError(f"device {name}: there is no such device; {names}")
-    device = found[number]
-    try:
-        return LaunchDevice(name, OpenClDriver(device))
-    except _pyopencl().Error as error:
-        raise DeviceError(
-            f"device {name}: {device.platform.version} can't compile for {device.name}: "
-            f"{last_line(error)}; another driver may: the packages pocl-opencl-icd of Debian and "
-            "Ubuntu, or `pip install 'tinyc[opencl-intel]'`"
-        ) from None
+    names: list[str] = []
+    refused: list[DeviceError] = []
+    for driver in drivers():
+        if isinstance(driver, DeviceError):
+            refused.append(driver)
+        elif len(names) == number:
+            return LaunchDevice(name, driver)
+        else:
+            names.append(f"opencl:{len(names)} is {driver.device.name}")
+    if not names:
+        raise DeviceError(f"device {name}: {refused[0]}")
+    raise DeviceError(f"device {name}: there is no such device; {', '.join(names)}")
 
 
 class OpenClDriver:
