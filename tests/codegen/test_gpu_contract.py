@@ -36,6 +36,7 @@ from tinyc.ir.loop import (
 from tinyc.ir.node import Node
 from tinyc.ir.program import GPU
 from tinyc.runtime.device import get_device
+from tinyc.schedule import block
 
 SMALL = replace(SPLITTING, language="opencl", threads=64, warp=8, shared=40 << 10, chunks=64)
 
@@ -171,6 +172,54 @@ def test_attention_is_one_kernel(causal, l2):
 def test_gradients_of_attention(causal):
     y, (q, k, v, d), memory = attended(causal, 32, 4)
     check(list(vjp([y], [d], [q, k, v])), memory)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("chunks, parts", [(3, 2), (16, 4)])
+def test_rows_of_attention_are_divided_where_heads_are_few(monkeypatch, chunks, parts, causal):
+    """Two heads of four blocks of rows: as many parts as fill the machine."""
+    monkeypatch.setattr(block, "MIN_ROWS", 4)
+    monkeypatch.setattr(block, "EDGE_ROWS", 4)
+    few = replace(SMALL, chunks=chunks, l2=1 << 10)
+    y, (q, k, v, d), memory = attended(causal, 16, 4)
+    (kernel,) = check([y], {u: memory[u] for u in (1, 2, 3)}, target=few)
+    assert kernel.chunks == 2 * (parts if causal else 4) and not kernel.finish
+    few = replace(few, chunks=2 * chunks)
+    (kernel,) = check([y, *vjp([y], [d], [q, k, v])], memory, target=few)
+    assert kernel.chunks == 2 * parts
+    assert kernel.finish, "gradients of keys and values have a place for each part"
+
+
+def test_enough_heads_are_not_divided(monkeypatch):
+    monkeypatch.setattr(block, "MIN_ROWS", 4)
+    monkeypatch.setattr(block, "EDGE_ROWS", 4)
+    y, (q, k, v, d), memory = attended(True, 16, 4)
+    (kernel,) = check([y, *vjp([y], [d], [q, k, v])], memory, target=replace(
+        SMALL, chunks=2, l2=1 << 10))
+    assert kernel.chunks == 2 and not kernel.finish
+
+
+def test_parts_of_attention_agree_on_every_backend(monkeypatch, backend):
+    monkeypatch.setattr(block, "MIN_ROWS", 8)
+    monkeypatch.setattr(block, "EDGE_ROWS", 8)
+    y, (q, k, v, d), memory = attended(True, 32, 8)
+    graph = [y, *vjp([y], [d], [q, k, v])]
+    compiled = Compiled(graph, device=backend)
+    if get_device(backend).machine().threads > 1:
+        first = compiled.program.launches[0]
+        assert first.items >= 2 * 2 * first.threads, "heads x parts"
+    for mine, theirs in zip(compiled(memory), evaluate(graph, memory)):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_odd_numbers_stay_where_they_are_in_parts(monkeypatch):
+    """A huge value of V makes all columns count, in every part."""
+    monkeypatch.setattr(block, "MIN_ROWS", 4)
+    monkeypatch.setattr(block, "EDGE_ROWS", 4)
+    y, (q, k, v, d), memory = attended(True, 16, 4)
+    memory[3][0, 13, 0], memory[1][1, 6, 2] = np.inf, np.nan
+    with np.errstate(all="ignore"):
+        check([y, *vjp([y], [d], [q, k, v])], memory, target=replace(SMALL, l2=1 << 10))
 
 
 def test_rows_of_a_product_are_summed_in_its_kernel():

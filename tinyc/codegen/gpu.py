@@ -15,6 +15,7 @@ from tinyc.codegen.crew import Crew
 from tinyc.codegen.forward import forward_stores, forwarded
 from tinyc.codegen.gpu_block import schedule_nest
 from tinyc.codegen.gpu_contract import schedule_product
+from tinyc.codegen.gpu_parts import in_parts
 from tinyc.codegen.gpu_tile import WARP
 from tinyc.codegen.gpu_transpose import in_tiles
 from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width
@@ -61,10 +62,10 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
         if kernel.finish:
             kernel = finished(kernel, prepared(kernel.finish), Costs(), target)
     elif target.threads >= WARP and has_products(kernel.body):
-        made = schedule_product(kernel, target) or schedule_nest(kernel, target)
-        if made.finish is kernel.finish and kernel.finish:
-            made = finished(made, prepared(kernel.finish), Costs(), target)
-        kernel = made
+        parts = in_parts(kernel, target)
+        kernel = schedule_product(kernel, target) or schedule_nest(parts, target)
+        if kernel.finish is parts.finish and parts.finish:
+            kernel = finished(kernel, prepared(parts.finish), Costs(), target)
     else:
         kernel = loops_on_grid(kernel, target)
     verify_threads(kernel, target.shared)
