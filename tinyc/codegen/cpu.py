@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tinyc.codegen import primitives as p
+from tinyc.codegen.conditions import store_changes, sum_for_readers
 from tinyc.codegen.contract import schedule_contractions
 from tinyc.codegen.lines import Far, ask_ahead, stream_stores
 from tinyc.codegen.sums import in_blocks
@@ -50,6 +51,8 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
         ("transpose in tiles", lambda body: in_tiles(body, target, kernel.chunk)),
         ("split digits", everywhere(split_digits)),
         ("keep sums in registers", from_the_root(keep_sums)),
+        ("store changes", everywhere(store_changes)),
+        ("sum for readers", everywhere(sum_for_readers)),
         ("unroll", from_the_root(lambda s: unroll_short(s, None))),
         ("block chunks", everywhere(lambda s: block_chunks(s, kernel))),
         ("sum in blocks", in_blocks),

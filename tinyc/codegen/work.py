@@ -20,6 +20,7 @@ from tinyc.ir.loop import (
     Prefetch,
     Stmt,
     Store,
+    Within,
     walk,
 )
 from tinyc.ir.ops import Op
@@ -68,7 +69,8 @@ class Pricer:
             if isinstance(stmt, For):
                 self.loop(stmt, times)
             elif isinstance(stmt, If):
-                self.block(stmt.body, times / self.chunks, inner)  # what one chunk does alone
+                alone = isinstance(stmt.cond, Within)  # what one chunk does
+                self.block(stmt.body, times / self.chunks if alone else times, inner)
             elif isinstance(stmt, Store):
                 self.scalar += times * self.alone(stmt, inner)
             elif isinstance(stmt, MicroKernel):
