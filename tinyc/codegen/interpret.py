@@ -140,7 +140,8 @@ class Worker:
 
     def place(self, s: Storage) -> np.ndarray:
         if s.role == "arena" and self.arena is not None:
-            return self.arena[s.offset:s.offset + s.nbytes].view(s.dtype.np)
+            home = self.arena if s.within is None else self.array(s.within).view(np.uint8)
+            return home[s.offset:s.offset + s.nbytes].view(s.dtype.np)
         return np.full(s.nbytes, UNWRITTEN, np.uint8).view(s.dtype.np)
 
     def position(self, s: Storage, index: Affine) -> int:

@@ -36,7 +36,7 @@ def place(s: Storage, slots: dict[Storage, int], bases: Bases) -> tuple[int, int
     """(the argument, or ARENA, that a storage is in, the first element of it)."""
     if s.role == "slot":
         return slots[s], bases.get(s, 0)
-    return ARENA, s.offset // s.dtype.itemsize
+    return ARENA if s.within is None else slots[s.within], s.offset // s.dtype.itemsize
 
 
 def rebase(kernel: LoopKernel) -> tuple[LoopKernel, Bases]:

@@ -202,9 +202,9 @@ class Thread(Worker):
         """Note an access to the element that was just used, if others can see it."""
         if s.role not in (*TOGETHER, *GLOBAL):
             return
-        in_arena = s.role == "arena" and self.arena is not None
-        first = s.offset if in_arena else 0
-        place = None if in_arena else s, first + self.at * s.dtype.itemsize
+        placed = s.role == "arena" and self.arena is not None
+        first = s.offset if placed else 0
+        place = s.within if placed else s, first + self.at * s.dtype.itemsize
         logs = [(self.together.inside, self.number)]
         if s.role in GLOBAL:
             logs.append((self.together.between, self.chunk))

@@ -35,7 +35,7 @@ from tinyc.runtime.buffer import Buffer
 from tinyc.runtime.cpu import CpuDevice
 from tinyc.runtime.device import get_device
 from tinyc.runtime.toolchain import find_compiler
-from tinyc.schedule.memory import kernel_accesses
+from tinyc.schedule.memory import keep_apart, kernel_accesses
 
 
 @dataclass
@@ -192,6 +192,8 @@ def reproduce(case: Case, pattern: re.Pattern[str], output: str | None) -> str:
     program, done = pipeline.build_program(case.outputs, leaves, case.target, again=True)
     plan = done.plan
     assert plan is not None
+    keep_apart(plan)
+    program = replace(program, arena_size=plan.arena_size)
     number = the_one(pattern, dumps.labels(program.kernels))
     kernel, info = plan.kernels[number], program.kernels[number]
     memory = Memory(case, plan, program)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class Storage:
     """A piece of memory. `role`: slot (argument), arena, scratch (per worker, or block of threads),
     shared (on the chip, one for each block of threads), register or tile (a thread's own).
+
+    What lives between kernels begins at `offset` bytes of the arena or, where there is one, of
+    `within`: a result that is not written before this is read for the last time.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Storage:
     dtype: DType
     role: str
     offset: int = 0
+    within: Storage | None = None
 
     @property
     def nbytes(self) -> int:

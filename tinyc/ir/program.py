@@ -112,8 +112,9 @@ class KernelInfo:
 class StorageInfo:
     """What is known of a piece of a program's memory: an argument, or a stretch of the arena.
 
-    `offset` is where it lies in the arena, None for arguments; `first` and `last` are the kernels
-    between which it is needed, -1 where none touches it. `category` says what it holds: an
+    `offset` is where it lies in the arena, None for arguments, or in the memory of the result that
+    is called `within`; `first` and `last` are the kernels between which it is needed, -1 where none
+    touches it. `category` says what it holds: an
     activation, a gradient, an optimizer's temporary, the partial sums of chunks, an input or an
     output. `what` names the members that write it, or describes the argument; `origin` is the line
     of the first.
@@ -128,6 +129,12 @@ class StorageInfo:
     category: str
     what: str
     origin: Origin | None
+    within: str = ""
+
+    @property
+    def in_arena(self) -> bool:
+        """True if it takes bytes of the arena."""
+        return self.offset is not None and not self.within
 
 
 # In place of the number of a buffer: the memory that holds intermediate values.
@@ -207,7 +214,7 @@ class Program:
         """Bytes of the arena that are in use during each kernel."""
         live = [0] * len(self.kernels)
         for storage in self.storages:
-            if storage.offset is not None:
+            if storage.in_arena:
                 for kernel in range(storage.first, storage.last + 1):
                     live[kernel] += storage.nbytes
         return live

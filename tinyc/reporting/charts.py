@@ -214,7 +214,10 @@ def timeline(program: Mapping[str, Any]) -> Safe:
 
 
 def held_during(storage: Mapping[str, Any], count: int) -> range:
-    """Return the kernels during which a storage is held: arguments are there all the time."""
+    """Return the kernels during which a storage takes memory: arguments are there all the time,
+    and what lies in a result takes none of its own."""
+    if storage["within"]:
+        return range(0)
     if storage["offset"] is None:
         return range(count)
     return range(max(storage["first"], 0), storage["last"] + 1)
@@ -284,7 +287,8 @@ def _peak_mark(program: Mapping[str, Any], step: float, height: float) -> list[S
 
 def arena_map(program: Mapping[str, Any]) -> Safe:
     """Return the arena: each value's place over the kernels that it must live for."""
-    placed = [s for s in program["storages"] if s["offset"] is not None and s["first"] >= 0]
+    placed = [s for s in program["storages"]
+              if s["offset"] is not None and not s["within"] and s["first"] >= 0]  # fmt: skip
     count = len(program["kernels"])
     top = max((s["offset"] + s["bytes"] for s in placed), default=1)
     step, height = (LONG - 80) / max(count, 1), 300

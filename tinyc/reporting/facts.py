@@ -214,6 +214,7 @@ def storages(program: Program, buffers: Sequence[Buffer]) -> list[dict[str, Any]
                 "name": storage.name,
                 "bytes": storage.nbytes,
                 "offset": storage.offset,
+                "within": storage.within,
                 "first": storage.first,
                 "last": storage.last,
                 "category": category,
@@ -234,7 +235,8 @@ def peak(program: Program, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     parts = [
         {key: storage[key] for key in ("what", "category", "bytes", "line", "name")}
         for storage in found
-        if storage["offset"] is None or storage["first"] <= kernel <= storage["last"]
+        if not storage["within"]
+        and (storage["offset"] is None or storage["first"] <= kernel <= storage["last"])
     ]
     if program.scratch_size:
         scratch = {"what": "temporaries of one thread", "category": "scratch", "line": None}

@@ -153,9 +153,10 @@ def distance(names: set[str], recent: dict[str, int]) -> int:
 
 def neighbours(program: Program) -> dict[str, set[str]]:
     """Return for each storage those that share memory with it, itself included."""
-    placed = [(s.name, s.offset, s.offset + s.nbytes) for s in program.storages
+    placed = [(s.name, s.within, s.offset, s.offset + s.nbytes) for s in program.storages
               if s.offset is not None]  # fmt: skip
     return {
-        name: {other for other, begin, end in placed if begin < last and first < end}
-        for name, first, last in placed
-    }
+        name: {other for other, place, begin, end in placed
+               if place == home and begin < last and first < end}
+        for name, home, first, last in placed
+    }  # fmt: skip

@@ -237,7 +237,7 @@ def run_memory(run: Run) -> dict[str, int]:
     live = program.live_bytes()
     fullest = max(range(len(live)), key=live.__getitem__, default=-1)
     for storage in program.storages:
-        if storage.offset is not None and storage.first <= fullest <= storage.last:
+        if storage.in_arena and storage.first <= fullest <= storage.last:
             found[storage.category] = found.get(storage.category, 0) + storage.nbytes
     scratch = program.scratch_size * threads(program)
     return {**found, "scratch": scratch} if scratch else found

@@ -1,11 +1,15 @@
-"""Memory plan: one arena, updates in place, offsets by lifetime (best fit), 64-byte aligned."""
+"""Memory plan: one arena, and results before they are written; updates in place, offsets by
+lifetime (best fit), 64-byte aligned."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tinyc.ir.index import Affine
 from tinyc.ir.loop import (
     LoopKernel,
+    MicroKernel,
+    Stmt,
     Storage,
     Store,
     adds,
@@ -111,14 +115,47 @@ def merge(plan: Plan, taken: dict[Storage, Storage], accesses: Sequence[Accesses
         plan.storages = [s for s in plan.storages if s not in taken]
 
 
+@dataclass
+class Span:
+    """Bytes that are in use from the first to the last of some kernels."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+
+
+@dataclass
+class Space:
+    """Memory for what lives between kernels, and what is in use of it: the arena, or a `result`,
+    of which a part is free before the first kernel that stores to it."""
+
+    result: Storage | None
+    spans: list[Span] = field(default_factory=list)
+
+
+# (bytes of the gap that a value is put into, where it begins).
+Gap = tuple[int, int]
+
+
 def plan_memory(plan: Plan) -> None:
-    """Give every arena storage its offset; sets `Plan.arena_size` (bytes)."""
+    """Give every arena storage its place; sets `Plan.arena_size` (bytes).
+
+    What fits into a result that is not written yet lies there: the gradients of a training step
+    come one after the other, while the values that they are made from go.
+    """
     lives = reuse_in_place(plan)
-    placed: list[Life] = []
+    arena = Space(None)
+    results = result_spaces(plan)
     for life in sorted(lives.values(), key=lambda x: (-x.storage.nbytes, x.first)):
-        life.storage.offset = best_fit(life, placed)
-        placed.append(life)
-    plan.arena_size = max((x.storage.offset + padded(x.storage.nbytes) for x in placed), default=0)
+        need = padded(life.storage.nbytes)
+        gaps = [(best_fit(life, need, space.spans), space) for space in results]
+        bounded = [(gap, space) for gap, space in gaps if gap[0] < UNBOUNDED]
+        (_, at), space = min(bounded, key=lambda x: x[0][0],
+                             default=(best_fit(life, need, arena.spans), arena))
+        life.storage.offset, life.storage.within = at, space.result
+        space.spans.append(Span(at, at + need, life.first, life.last))
+    plan.arena_size = max((span.end for span in arena.spans), default=0)
 
 
 def padded(nbytes: int) -> int:
@@ -126,17 +163,55 @@ def padded(nbytes: int) -> int:
     return -(-nbytes // ALIGN) * ALIGN
 
 
-def best_fit(life: Life, placed: list[Life]) -> int:
-    """The smallest gap, among storages alive at the same time, that holds this one."""
-    busy = sorted((p.storage.offset, p.storage.offset + padded(p.storage.nbytes))
-                  for p in placed if p.first <= life.last and life.first <= p.last)
-    need, cursor = padded(life.storage.nbytes), 0
-    best: tuple[int, int] | None = None
-    for lo, hi in busy:
-        if lo - cursor >= need and (best is None or lo - cursor < best[0]):
-            best = (lo - cursor, cursor)
-        cursor = max(cursor, hi)
-    return cursor if best is None else best[1]
+# The size of the gap behind all that is in use.
+UNBOUNDED = 1 << 62
+
+
+def best_fit(life: Life, need: int, spans: Sequence[Span]) -> Gap:
+    """The smallest gap of at least `need` bytes between what is in use at the same time."""
+    busy = sorted((s.begin, s.end) for s in spans
+                  if s.first <= life.last and life.first <= s.last)
+    cursor = 0
+    best: Gap | None = None
+    for begin, end in busy:
+        if begin - cursor >= need and (best is None or begin - cursor < best[0]):
+            best = (begin - cursor, cursor)
+        cursor = max(cursor, end)
+    return (UNBOUNDED, cursor) if best is None else best
+
+
+def result_spaces(plan: Plan) -> list[Space]:
+    """The results that a program makes memory for, and from when on parts of them are in use."""
+    spaces = {s: Space(s) for s in plan.slots[len(plan.leaves):]}
+    for i, kernel in enumerate(plan.kernels):
+        for stmt in statements(kernel.body + kernel.finish):
+            place = stored_at(stmt)
+            if place is not None and place[0] in spaces:
+                begin, end = stored_bytes(stmt, *place)
+                spaces[place[0]].spans.append(Span(begin, padded(end), i, len(plan.kernels)))
+    for result, space in spaces.items():
+        end = result.nbytes // ALIGN * ALIGN  # nothing lies beyond
+        space.spans.append(Span(end, max(end, padded(result.nbytes)), 0, len(plan.kernels)))
+    return list(spaces.values())
+
+
+def stored_bytes(stmt: Stmt, storage: Storage, index: Affine) -> tuple[int, int]:
+    """(first, behind the last) of the bytes between which a statement stores."""
+    size = storage.dtype.itemsize
+    if any(index.data()) or not isinstance(stmt, (Store, MicroKernel)):
+        return 0, storage.nbytes
+    lo, hi = index.bounds()
+    if isinstance(stmt, MicroKernel):
+        hi += (stmt.height - 1) * stmt.apart + stmt.width - 1
+    return max(0, lo) * size // ALIGN * ALIGN, min(storage.size, hi + 1) * size
+
+
+def keep_apart(plan: Plan) -> None:
+    """Move what lies in results to the end of the arena, where each value has its own bytes."""
+    for storage in lifetimes(plan):
+        if storage.within is not None:
+            storage.within, storage.offset = None, plan.arena_size
+            plan.arena_size += padded(storage.nbytes)
 
 
 def memory_text(plan: Plan) -> str:
@@ -145,9 +220,11 @@ def memory_text(plan: Plan) -> str:
     for s in plan.slots:
         lines.append(f"  {s.name:<8} {s.dtype}[{s.size}]")
     lines.append(f"arena of {plan.arena_size} bytes")
-    for life in sorted(lifetimes(plan).values(), key=lambda x: (x.storage.offset, x.first)):
+    lives = [(life.storage.within.name if life.storage.within else "", life)
+             for life in lifetimes(plan).values()]
+    for home, life in sorted(lives, key=lambda x: (x[0], x[1].storage.offset, x[1].first)):
         s = life.storage
-        where = f"bytes {s.offset} to {s.offset + s.nbytes}"
+        where = f"bytes {s.offset} to {s.offset + s.nbytes}" + f" of {home}" * bool(home)
         kernels = ", ".join(dict.fromkeys(plan.kernels[i].name for i in (life.first, life.last)))
         lines.append(f"  {s.name:<8} {s.dtype}[{s.size}] {where}, needed in {kernels}")
     return "\n".join(lines)

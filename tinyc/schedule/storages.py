@@ -47,12 +47,13 @@ def argument_infos(plan: Plan, lives: Mapping[Storage, Life],
 def arena_info(life: Life, stages: list[Stage], phase: Mapping[Node, str]) -> StorageInfo:
     """A stretch of the arena: the values that lie there in turn, or the sums of chunks."""
     storage = life.storage
+    within = storage.within.name if storage.within else ""
     if not stages:
         kind = f"{storage.dtype}[{storage.size}]"
         return StorageInfo(storage.name, storage.nbytes, kind, storage.offset, life.first,
-                           life.last, "partial", "sums of the chunks", None)
+                           life.last, "partial", "sums of the chunks", None, within)
     node = stages[0].node
     return StorageInfo(
         storage.name, storage.nbytes, describe_type(node.shape, node.dtype), storage.offset,
         life.first, life.last, CATEGORY.get(phase.get(node, ""), "activation"),
-        ", ".join(dict.fromkeys(stage.name for stage in stages)), node.origin)
+        ", ".join(dict.fromkeys(stage.name for stage in stages)), node.origin, within)
