@@ -154,11 +154,13 @@ class TestMemory:
         assert peak["bytes"] == pytest.approx(peak["planned"], rel=0.05)
 
     def test_storages_that_live_at_once_lie_apart(self, program):
-        arena = [s for s in program["storages"] if s["offset"] is not None]
-        assert arena
-        for one in arena:
-            assert one["offset"] + one["bytes"] <= program["arena_bytes"]
-            for other in arena:
+        placed = [s for s in program["storages"] if s["offset"] is not None]
+        assert any(s["within"] for s in placed) and not all(s["within"] for s in placed)
+        sizes = {s["name"]: s["bytes"] for s in program["storages"]}
+        for one in placed:
+            size = sizes[one["within"]] if one["within"] else program["arena_bytes"]
+            assert one["offset"] + one["bytes"] <= size
+            for other in (s for s in placed if s["within"] == one["within"]):
                 if one is not other and one["first"] <= other["last"] >= other["first"]:
                     together = one["last"] >= other["first"] and other["last"] >= one["first"]
                     apart = (
