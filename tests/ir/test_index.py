@@ -174,6 +174,21 @@ def test_remainders_join() -> None:
     assert len((i // 4 * 8 + i % 4).terms) == 2, "another stride is no digit"
 
 
+def test_digits_of_a_row_of_a_block_join() -> None:
+    """Rows of images: a block of 128 of them begins anywhere in an image of 7 x 7."""
+    block, row = Var("block", 4), Var("row", 128)
+    whole = of(block) * 128 + of(row)
+    h, w = whole // 7 % 7, whole % 7
+    joined = h * 7 + w
+    assert joined == whole % 49
+    assert whole // 49 * 49 + joined == whole
+    for env in assignments((block, row)):
+        assert joined.evaluate(env) == (128 * env[block] + env[row]) % 49
+    other = (whole // 7 + of(block)) % 7 * 7 + w
+    for env in assignments((block, row)):
+        assert other.evaluate(env) == (h + of(block)).evaluate(env) % 7 * 7 + w.evaluate(env)
+
+
 def test_the_operand_of_a_division_is_never_negative() -> None:
     i, j = vars_of(i=10, j=10)
     assert str((i - 3) // 4) == "(i + 1)//4 - 1"

@@ -441,7 +441,8 @@ def _sum(const: int, left: tuple[Term, ...], right: tuple[Term, ...]) -> Affine:
 
 
 def _recombine(total: Affine) -> Affine:
-    """q*(e//q) + e%q -> e   and   e%q + q*((e//q)%p) -> e%(q*p), at any common factor."""
+    """q*(e//q) + e%q -> e   and   e%q + q*((e//q + y)%p) -> (e + q*y)%(q*p), at any common factor.
+    """
     coeffs = dict(total.terms)
     for atom, c in total.terms:
         if type(atom) is not Mod:
@@ -454,9 +455,10 @@ def _recombine(total: Affine) -> Affine:
             rest = Affine(total.const, _without(total, atom, upper))
             return rest + (atom.operand - quotient.const * atom.n) * c
         for other, c2 in total.terms:
-            if type(other) is Mod and c2 == c * atom.n and other.operand == quotient:
+            if type(other) is Mod and c2 == c * atom.n and (upper, 1) in other.operand.terms:
                 rest = Affine(total.const, _without(total, atom, other))
-                return rest + (atom.operand % (atom.n * other.n)) * c
+                more = (other.operand - quotient) * atom.n
+                return rest + ((atom.operand + more) % (atom.n * other.n)) * c
     return total
 
 
