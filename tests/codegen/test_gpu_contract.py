@@ -36,7 +36,7 @@ from tinyc.ir.loop import (
 from tinyc.ir.node import Node
 from tinyc.ir.program import GPU
 from tinyc.runtime.device import get_device
-from tinyc.schedule import block
+from tinyc.schedule import block, online
 
 SMALL = replace(SPLITTING, language="opencl", threads=64, warp=8, shared=40 << 10, chunks=64)
 
@@ -209,6 +209,57 @@ def test_parts_of_attention_agree_on_every_backend(monkeypatch, backend):
         first = compiled.program.launches[0]
         assert first.items >= 2 * 2 * first.threads, "heads x parts"
     for mine, theirs in zip(compiled(memory), evaluate(graph, memory)):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.fixture
+def long_rows(monkeypatch):
+    """Tiles of four rows and columns, as if no row fitted the chip."""
+    monkeypatch.setattr(online, "MIN_TILE", 4)
+    monkeypatch.setattr(block, "MIN_ROWS", 4)
+    monkeypatch.setattr(online, "WIDER", 0)
+    monkeypatch.setattr(online, "SHARE", 1 << 30)
+    monkeypatch.setattr(online, "is_long", lambda *_: True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_long_attention_runs_in_tiles(long_rows, batch, causal):
+    nodes, memory = buffers(*(floats(*batch, 16, 4, seed=i) for i in range(4)))
+    y = attention.attention(*nodes[:3], causal=causal)
+    kernels = check([y], {u: memory[u] for u in (1, 2, 3)})
+    assert kernels[-1].chunks == 4 * (batch or (1,))[0], "heads x blocks of rows"
+    kernels = check([y, *vjp([y], [nodes[3]], nodes[:3])], memory)
+    assert kernels[-1].chunks == 4 * (batch or (1,))[0] and kernels[-1].finish
+
+
+@pytest.mark.parametrize("which, odd", [(0, np.nan), (1, np.inf), (2, 3e38)])
+def test_odd_numbers_in_tiles_stay_where_they_are(long_rows, odd, which):
+    nodes, memory = buffers(*(floats(16, 4, seed=i) for i in range(4)))
+    memory[1 + which][9, 1] = odd
+    y = attention.attention(*nodes[:3], causal=True)
+    with np.errstate(all="ignore"):
+        check([y, *vjp([y], [nodes[3]], nodes[:3])], memory)
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_scores_of_long_sequences_are_kept(monkeypatch, heads, causal):
+    monkeypatch.undo()
+    nodes = [b.buffer(uid, 0, (1, heads, 16384, 64), f32, "cpu") for uid in range(1, 5)]
+    y = attention.attention(*nodes[:3], causal=causal)
+    plan = plan_of([y], target=LARGE)
+    assert plan.arena_size < 1 << 16 and plan.kernels[-1].chunks >= 256
+    plan = plan_of([y, *vjp([y], [nodes[3]], nodes[:3])], target=LARGE)
+    assert plan.arena_size < (512 << 20) + (1 << 26)
+    assert plan.kernels[-1].chunks == 64
+
+
+def test_tiles_of_attention_agree_on_every_backend(long_rows, backend):
+    nodes, memory = buffers(*(floats(24, 8, seed=i) for i in range(4)))
+    y = attention.attention(*nodes[:3], causal=True)
+    graph = [y, *vjp([y], [nodes[3]], nodes[:3])]
+    for mine, theirs in zip(Compiled(graph, device=backend)(memory), evaluate(graph, memory)):
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5)
 
 

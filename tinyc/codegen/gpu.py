@@ -15,7 +15,7 @@ from tinyc.codegen.crew import Crew
 from tinyc.codegen.forward import forward_stores, forwarded
 from tinyc.codegen.gpu_block import schedule_nest
 from tinyc.codegen.gpu_contract import schedule_product
-from tinyc.codegen.gpu_parts import in_parts
+from tinyc.codegen.gpu_parts import has_products, in_parts
 from tinyc.codegen.gpu_tile import WARP
 from tinyc.codegen.gpu_transpose import in_tiles
 from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width
@@ -26,7 +26,6 @@ from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
     Alloc,
-    Contraction,
     Expr,
     For,
     If,
@@ -70,11 +69,6 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
         kernel = loops_on_grid(kernel, target)
     verify_threads(kernel, target.shared)
     return kernel
-
-
-def has_products(body: Body) -> bool:
-    """True if statements hold a contraction."""
-    return any(isinstance(s, Contraction) for s in statements(body))
 
 
 def loops_on_grid(kernel: LoopKernel, target: Target) -> LoopKernel:

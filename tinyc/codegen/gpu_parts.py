@@ -34,8 +34,8 @@ from tinyc.ir.loop import (
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Target
 
-# Sums over rows have so many parts at most: each is written and read once more.
-MOST_SUMS = 8
+# Sums over rows have so many parts at most, or as many as take so many bytes.
+MOST_SUMS, SUMS_BYTES = 8, 512 << 20
 
 
 @dataclass
@@ -53,7 +53,8 @@ class Rows:
         n, wanted = self.loop.var.extent, target.chunks
         most = n
         if self.sums:
-            wanted, most = wanted // 2, min(n, MOST_SUMS)
+            fits = SUMS_BYTES // sum(s.nbytes for s in self.sums)
+            wanted, most = wanted // 2, min(n, max(MOST_SUMS, fits))
         around = elements([loop.var for loop in self.outer])
         found = [p for p in range(1, most + 1) if n % p == 0]
         return next((p for p in found if around * p >= wanted), found[-1])
@@ -83,15 +84,20 @@ def find_rows(kernel: LoopKernel) -> Rows | None:
     while len(body) == 1 and isinstance(body[0], For) and body[0].limit is None:
         outer.append(body[0])
         body = body[0].body
-    if not outer or len(body) < 2:
+    if len(body) < 2:
         return None
     *before, loop = body
     if not isinstance(loop, For) or loop.limit is not None or kernel.chunk in used_by(kernel.body):
         return None
-    if not any(isinstance(s, Contraction) for s in statements((loop,))):
+    if not has_products((loop,)) or has_products(tuple(before)):
         return None
     sums = sums_over(loop, tuple(before))
     return None if sums is None else Rows(outer, tuple(before), loop, sums)
+
+
+def has_products(body: tuple[Stmt, ...]) -> bool:
+    """True if statements hold a contraction."""
+    return any(isinstance(s, Contraction) for s in statements(body))
 
 
 def used_by(body: tuple[Stmt, ...]) -> set[Var]:

@@ -10,8 +10,11 @@ gradients do, runs in a second loop over the blocks, which makes the tiles again
 """
 from __future__ import annotations
 
+import math
+
 from tinyc.diagnostics import Remark
 from tinyc.ir.cost import elements
+from tinyc.ir.dtype import f32
 from tinyc.ir.index import Var
 from tinyc.ir.plan import Buf, Loop, Plan, Stage, Tree, read_vars, stages_of
 from tinyc.ir.program import Target
@@ -28,6 +31,8 @@ MIN_TILE = 32
 BLOCKS = 16
 # A product is cut into tiles if it is so many times as large as its operands.
 WIDER = 4
+# On the chip of a GPU there is room for so many tiles.
+TILES = 8
 # What stands along the columns may take this share of the last-level cache where rows are complete.
 COLUMNS_SHARE = 4
 
@@ -36,8 +41,6 @@ def tile_chains(plan: Plan, target: Target) -> list[Remark]:
     """Cut chains into tiles, or blocks of complete rows where `block_rows` finds no loop around
     them; their stages then are placed anew."""
     remarks: list[Remark] = []
-    if target.threads > 1:  # blocks of threads are many: rows are divided among them
-        return remarks
     seen: set[Stage] = set()
     checks: dict[tuple, Stage] = {}
     for start in tuple(plan.stages):
@@ -50,11 +53,26 @@ def tile_chains(plan: Plan, target: Target) -> list[Remark]:
         around = loops_around(plan, chain)
         if sum(s.kind == "contract" for s in chain.body) < 2:
             continue
-        if standing_bytes(chain, around, plan) > target.l3 // COLUMNS_SHARE:
-            remarks += tile_chain(plan, chain, around, checks)
+        if is_long(plan, chain, start, around, target):
+            remarks += tile_chain(plan, chain, around, most_of(target), checks)
         elif not around:  # with a loop around them `block_rows` cuts them
             remarks += cut_rows(plan, chain, wide_bytes(start), target, checks)
     return remarks
+
+
+def is_long(plan: Plan, chain: Chain, start: Stage, around: set[Var], target: Target) -> bool:
+    """True if complete rows lose: what stands along the columns leaves the caches, or, for blocks
+    of threads, the fewest rows of a product do not fit the chip."""
+    if target.threads > 1:
+        return MIN_TILE * chain.columns[start].extent * start.dtype.itemsize > target.shared
+    return standing_bytes(chain, around, plan) > target.l3 // COLUMNS_SHARE
+
+
+def most_of(target: Target) -> int:
+    """The rows or columns of a tile at most; several tiles fit the chip, where there is one."""
+    if target.threads == 1:
+        return TILE
+    return max(MIN_TILE, math.isqrt(target.shared // (TILES * f32.itemsize)))
 
 
 def is_large(stage: Stage, target: Target) -> bool:
@@ -107,11 +125,11 @@ def cut_rows(plan: Plan, chain: Chain, nbytes: int, target: Target,
     return [cut_body(plan, chain.body, chain.rows, size, edge, checks)] if size else []
 
 
-def tile_chain(plan: Plan, chain: Chain, around: set[Var],
+def tile_chain(plan: Plan, chain: Chain, around: set[Var], most: int,
                checks: dict[tuple, Stage]) -> list[Remark]:
     """Cut one chain; no remark if it has no tiles."""
     edge = edge_of(plan, chain, around)
-    sizes = tile_sizes(chain, edge)
+    sizes = tile_sizes(chain, edge, most)
     if not all(sizes):
         return []
     first = chain.body[0]
@@ -135,19 +153,20 @@ def tile_chain(plan: Plan, chain: Chain, around: set[Var],
                    {"rows": sizes[0], "columns": sizes[1], "members": len(t.body)})]
 
 
-def tile_sizes(chain: Chain, edge: Edge | None) -> tuple[int, int]:
-    """Rows and columns of a tile, divisors of all; 0 if there are none."""
+def tile_sizes(chain: Chain, edge: Edge | None, most: int) -> tuple[int, int]:
+    """Rows and columns of a tile, at most `most`, divisors of all; 0 if there are none."""
     first = next(s for s in chain.body if s in chain.columns)
     if edge is not None:
-        return (edge_divisor(edge, most(chain.rows[first]), 2),) * 2
-    rows, columns = (next((n for n in range(most(v), MIN_TILE - 1, -1) if v.extent % n == 0), 0)
-                     for v in (chain.rows[first], chain.columns[first]))
+        return (edge_divisor(edge, most_along(chain.rows[first], most), 2),) * 2
+    rows, columns = (
+        next((n for n in range(most_along(v, most), MIN_TILE - 1, -1) if v.extent % n == 0), 0)
+        for v in (chain.rows[first], chain.columns[first]))
     return rows, columns
 
 
-def most(v: Var) -> int:
+def most_along(v: Var, most: int) -> int:
     """The rows or columns of a tile at most."""
-    return min(TILE, max(MIN_TILE, v.extent // BLOCKS), v.extent // 2)
+    return min(most, max(MIN_TILE, v.extent // BLOCKS), v.extent // 2)
 
 
 def take_out(t: Tiling) -> None:
