@@ -120,12 +120,14 @@ def opencl() -> str:
 @pytest.fixture
 def blocks(opencl: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of an OpenCL device that takes itself for a GPU."""
+    from tinyc import config
     from tinyc.ir.program import GPU
     from tinyc.runtime.device import get_device
 
     device: Any = get_device("opencl:0")
     target = replace(GPU, threads=64, shared=16 << 10, chunks=24)
-    monkeypatch.setattr(device.driver, "machine", lambda: target)
+    monkeypatch.setattr(device.driver, "machine", lambda: replace(
+        target, atomics=not config.current().deterministic))
     return device.name
 
 

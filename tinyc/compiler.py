@@ -220,7 +220,8 @@ def executable_for(key: Any, outputs: Sequence[Node], leaves: Sequence[Node]) ->
     settings = config.current()
     device = device_of(outputs)
     lines = places(outputs) if device == "interpret" or settings.lines else ()
-    full = (key, device, settings.fuse, settings.bounds, settings.tune, lines)
+    full = (key, device, settings.fuse, settings.bounds, settings.tune, settings.deterministic,
+            settings.float32_matmul_precision, lines)
     found = _programs.get(full)
     if found is None:
         found = _programs[full] = make_executable(

@@ -71,6 +71,8 @@ class Settings:
     fuse: bool = _switch(True, "put several operations in one kernel; 0 runs one op a kernel")
     float32_matmul_precision: str = _switch(
         "highest", "high lets matrix units of CUDA round f32 to tf32", PRECISIONS)
+    deterministic: bool = _switch(
+        True, "the same bits on every run; 0 lets GPUs add by index atomically, in any order")
     tune: bool = _switch(False, "time a few ways to make each kernel, and keep the fastest")
     threads: int = _switch(0, "threads of the native pool; 0 means as many as there are cores")
     isa: str = _switch("native", "vector instructions that code is made for", ISAS)

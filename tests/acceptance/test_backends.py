@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from kernels_of_gpus import graphs
@@ -10,7 +12,7 @@ from running import Compiled, buffers, floats
 from training_steps import benchmarks, case_of
 
 import tinyc
-from tinyc import Tensor, compiler, nn
+from tinyc import Tensor, compiler, config, nn
 from tinyc.composites import linear, reductions
 from tinyc.diagnostics import BoundsError
 from tinyc.ir import build as b
@@ -102,6 +104,41 @@ def test_after_a_bad_index_the_end_of_a_kernel_changes_nothing(backend):
         with pytest.raises(BoundsError, match="index 3 is out of range"):
             count.realize()
         assert count._slot.buffer.array.tolist() == [160_000.0]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u1"])
+def test_sums_by_index_in_any_order(backend, dtype):
+    """Numbers whose sums are exact, most of them for one row; a bad index is found all the same."""
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random(600) < 0.7, 3, rng.integers(0, 50, 600))
+    (values, index), memory = buffers(rng.integers(0, 4, (600, 40)).astype(dtype), rows)
+    outputs = [b.scatter_add(values, index, 0, 50)]
+    atomic = {}
+    for deterministic in (True, False):
+        with config.configure(deterministic=deterministic):
+            compiled = Compiled(outputs, device=backend)
+        np.testing.assert_array_equal(compiled(memory)[0], evaluate(outputs, memory)[0])
+        with pytest.raises(BoundsError, match="index 50 is out of range"):
+            compiled({**memory, 2: np.where(np.arange(600) == 500, 50, rows)})
+        text = compiled.program.source
+        atomic[deterministic] = bool(re.search(r"(atomicAdd|tc_atomic_f32|atomic_add)\(.*&", text))
+    known = {"cpu": "", "opencl": "", "opencl:0": "f4 i4"}.get(backend, "f4 f8 i4 i8")
+    assert atomic == {True: False, False: dtype in known.split()}
+
+
+def test_the_user_says_whether_sums_by_index_have_an_order(backend):
+    with tinyc.device(backend):
+        table = Tensor(np.zeros((9, 16), np.float32), requires_grad=True)
+        step = tinyc.jit(lambda i: tinyc.grad(
+            lambda t: nn.functional.embedding(i, t).sum())(table))
+        index = Tensor(np.arange(900) % 9)
+        launches = []
+        for deterministic in (True, False, True):
+            with config.configure(deterministic=deterministic), compiler.observe() as runs:
+                assert step(index).numpy().tolist() == [[100.0] * 16] * 9
+            launches.append(sum(len(run.executable.program.launches) for run in runs))
+    more = 0 if backend in ("cpu", "opencl") else 1
+    assert launches == [launches[0], launches[0] + more, launches[0]]
 
 
 def test_values_go_there_and_back(backend):

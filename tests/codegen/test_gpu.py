@@ -9,17 +9,29 @@ import pytest
 from random_graphs import Graph, assert_same, grow, outputs_of, tolerance
 from running import BLOCKS, buffers, floats, interpreted, plan_of
 
+from tinyc.codegen.interpret import run_kernels
 from tinyc.codegen.rebase import accesses
+from tinyc.codegen.threads import RaceError
 from tinyc.composites.normalization import layer_norm
 from tinyc.composites.reductions import softmax
 from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.index import Affine
-from tinyc.ir.loop import Barrier, Combine, For, LoopKernel, Store, statements
+from tinyc.ir.loop import (
+    Barrier,
+    Combine,
+    For,
+    LoopKernel,
+    Storage,
+    Store,
+    statements,
+    transform,
+)
 from tinyc.ir.node import Node
 from tinyc.ir.program import GPU, Target
 from tinyc.ir.verify_loops import shared_storages
+from tinyc.schedule.memory import kernel_accesses
 
 GRAPHS = 40
 
@@ -45,6 +57,11 @@ def test_random_graphs_agree_with_the_evaluator(seed):
 
 def gpu_kernels(outputs: list[Node]) -> list[LoopKernel]:
     return plan_of(outputs, target=GPU).kernels
+
+
+def kernel_storages(kernel: LoopKernel) -> set[Storage]:
+    reads, writes = kernel_accesses(kernel)
+    return {*reads, *writes}
 
 
 def kinds(kernel: LoopKernel) -> set[str]:
@@ -151,6 +168,57 @@ def test_a_scatter_has_blocks_that_own_rows_and_is_exact(rows, columns, updates)
     (kernel,) = gpu_kernels(outputs)
     assert kernel.threads == GPU.warp
     assert not any(s.atomic for s in statements(kernel.body) if isinstance(s, Store))
+
+
+ANY_ORDER = replace(BLOCKS, atomics=True)
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((300, 5), 0), ((4, 400), 1), ((900,), 0), ((2, 150, 8), 1)], ids=str)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "u4", "i8", "u1"])
+def test_updates_are_added_atomically_where_that_is_allowed(shape, axis, dtype):
+    index = np.random.default_rng(0).integers(0, 7, shape[axis])
+    (u, i), memory = buffers((10 * floats(*shape)).astype("i8").astype(dtype), index)
+    outputs = [b.scatter_add(u, i, axis, 7)]
+    known = dtype in ("f4", "i4", "u4")
+    for target, atomic in ((ANY_ORDER, known), (BLOCKS, False), (
+            replace(ANY_ORDER, language="cuda"), dtype != "u1")):
+        (kernel,) = plan_of(outputs, target=target).kernels
+        adds = [s for s in statements(kernel.body + kernel.finish)
+                if isinstance(s, Store) and s.accumulate]
+        assert adds and all(s.atomic == atomic for s in adds)
+        (want,) = evaluate(outputs, memory)
+        (found,) = interpreted(outputs, memory, target=target)
+        np.testing.assert_allclose(found, want, 1e-5, 1e-4)
+
+
+def test_a_remark_says_how_updates_are_added_and_why():
+    def told(updates: int, dtype: str, target: Target) -> tuple[str, str]:
+        (u, i), _ = buffers(np.ones((updates, 4), dtype), np.zeros(updates, np.int64))
+        found = plan_of([b.scatter_add(u, i, 0, 9)], target=target).remarks
+        (remark,) = [r for r in found if r.pass_name == "lower"]
+        return remark.kind, remark.message
+
+    assert told(500, "f4", ANY_ORDER) == (
+        "applied", "updates are added atomically, in any order: TINYC_DETERMINISTIC=0")
+    owned = "updates are added in order, by the block that owns the row, "
+    assert told(500, "f4", BLOCKS) == ("analysis", owned + (
+        "so that results are the same bits on every run; TINYC_DETERMINISTIC=0 allows others"))
+    assert told(500, "f8", ANY_ORDER)[1] == owned + "since opencl adds no f64 atomically"
+    assert told(20, "f4", ANY_ORDER)[1] == owned + (
+        "since there are 20, which are soon looked through")
+
+
+def test_atomic_additions_that_meet_other_accesses_are_races():
+    (u, i), memory = buffers(floats(300, 4), np.zeros(300, np.int64))
+    (kernel,) = plan_of([b.scatter_add(u, i, 0, 9)], target=ANY_ORDER).kernels
+    slots = {s: memory.get(k, np.zeros((9, 4), np.float32)).reshape(-1)
+             for k, s in enumerate(sorted(kernel_storages(kernel), key=lambda s: s.name), 1)}
+    run_kernels([kernel], slots, None)
+    plain = replace(kernel, finish=transform(kernel.finish, lambda s: (
+        replace(s, atomic=False) if isinstance(s, Store) else s,)))
+    with pytest.raises(RaceError, match="meet"):
+        run_kernels([plain], slots, None)
 
 
 def test_a_kernel_never_needs_more_memory_on_the_chip_than_there_is():

@@ -60,6 +60,16 @@ class BlockScope(CScope):
             return [pad + self.combine(stmt)]
         return super().statement(stmt, depth)
 
+    def store(self, stmt: Store, pad: str) -> list[str]:
+        """A store; an atomic sum is a call."""
+        if not stmt.atomic:
+            return super().store(stmt, pad)
+        lines: list[str] = []
+        value = self.expression(stmt.value, lines, pad)
+        place = self.element(stmt.storage, stmt.index, lines, pad)
+        note = f"  // {stmt.note}" if stmt.note else ""
+        return [*lines, f"{pad}{self.atomic_sum(stmt.storage, place, value)}{note}"]
+
     def combine(self, stmt: Combine) -> str:
         """The call that makes one number of the registers of neighbouring threads."""
         name = f"{stmt.how}_{stmt.storage.dtype.name}"
@@ -175,6 +185,10 @@ class BlockScope(CScope):
 
     def vector_type(self, dtype: DType, width: int) -> str:
         """The type of a vector of numbers."""
+        raise NotImplementedError
+
+    def atomic_sum(self, s: Storage, place: str, value: str) -> str:
+        """The call that adds to an element which others may add to."""
         raise NotImplementedError
 
     def pointer_to(self, s: Storage, kind: str) -> str:

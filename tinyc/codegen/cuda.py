@@ -24,7 +24,6 @@ from tinyc.ir.loop import (
     Prefetch,
     Stmt,
     Storage,
-    Store,
     statements,
     stored_at,
 )
@@ -156,16 +155,11 @@ class CudaScope(BlockScope):
         r = self.storage(stmt.storage)
         return f"{r} = tc_combine_{name}<{width}, {threads}>({r}, thread, pool);"
 
-    def store(self, stmt: Store, pad: str) -> list[str]:
-        if not stmt.atomic:
-            return super().store(stmt, pad)
-        lines: list[str] = []
-        value = self.expression(stmt.value, lines, pad)
-        where = self.element(stmt.storage, stmt.index, lines, pad)
+    def atomic_sum(self, s: Storage, place: str, value: str) -> str:
+        """The language's own function, which knows unsigned words only where they are long."""
         t = {"i64": "unsigned long long", "u64": "unsigned long long"}.get(
-            stmt.storage.dtype.name, TYPES[stmt.storage.dtype.name])
-        note = f"  // {stmt.note}" if stmt.note else ""
-        return [*lines, f"{pad}atomicAdd(({t} *)&{where}, ({t}){value});{note}"]
+            s.dtype.name, TYPES[s.dtype.name])
+        return f"atomicAdd(({t} *)&{place}, ({t}){value});"
 
     def vector_type(self, dtype: DType, width: int) -> str:
         """The language's own name of a vector."""

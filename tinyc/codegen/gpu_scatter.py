@@ -97,6 +97,10 @@ class RowScatter:
         start = For(row, (clear,), "serial", limit)
         return (For(self.block, (start, self.tiles()), "chunk"),)
 
+    def finish(self) -> tuple[Stmt, ...]:
+        """Nothing is left."""
+        return ()
+
     def along(self, make: Callable[[Affine], Stmt]) -> For:
         """A statement for each column of the block, by threads."""
         c = Var("column", self.width)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from tinyc.codegen.contract import grid_chunks
 from tinyc.codegen.gpu_scatter import RowScatter, rows_of
+from tinyc.codegen.gpu_scatter_atomic import AtomicScatter, ordered
 from tinyc.codegen.primitives import identity
+from tinyc.diagnostics import Remark
 from tinyc.ir.choices import RULES, Choices
 from tinyc.ir.cost import elements, stage_work
 from tinyc.ir.dtype import f32, f64
@@ -65,8 +67,7 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
     """The unscheduled loops of one kernel."""
     target = choices.on(target)
     stages = nest.stages()
-    rows = rows_of(stages[0]) if stages[0].kind == "scatter" and target.threads > 1 else None
-    made = RowScatter(rows, target, concrete, note_of(stages[0])) if rows else None
+    made = scatter_on_grid(plan, nest, target)
     chunks = made.blocks if made else chunk_count(plan, nest, stages, target)
     low = Lowering(plan, nest, target, Var("chunk", chunks))
     body: list[Stmt] = []
@@ -74,7 +75,7 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
         body += made.body() if made else (scatter(low, stages[0]),)
     for tree in nest.body if not body else ():
         body.extend(lower_tree(low, tree, (), root=True))
-    finish: list[Stmt] = []
+    finish: list[Stmt] = [*made.finish()] if made else []
     if chunks > 1:
         for stage in nest.private:
             finish.extend(combine(low, stage))
@@ -84,7 +85,23 @@ def lower_nest(plan: Plan, nest: Nest, target: Target, choices: Choices = RULES)
     origins = tuple(dict.fromkeys(s.node.origin for s in stages if s.node.origin))
     lines = {s.name: s.node.origin for s in stages if s.node.origin}
     return LoopKernel(kernel_name(nest), tuple(body), tuple(finish), low.chunk,
-                      members, origins, lines, made.warp if made else 1)
+                      members, origins, lines, made.warp if isinstance(made, RowScatter) else 1)
+
+
+def scatter_on_grid(plan: Plan, nest: Nest, target: Target) -> RowScatter | AtomicScatter | None:
+    """How blocks of threads share a sum by index, with a remark; None where rules for loops do."""
+    stage = nest.stages()[0]
+    if stage.kind != "scatter" or target.threads == 1:
+        return None
+    why, note = ordered(nest, target), note_of(stage)
+    rows = rows_of(stage)
+    made = RowScatter(rows, target, concrete, note) if rows and why else None
+    how = "in order, by the block that owns the row" if made else "in order"
+    text = f"updates are added {how}, {why}" if why else (
+        "updates are added atomically, in any order: TINYC_DETERMINISTIC=0")
+    plan.remarks.append(Remark("analysis" if why else "applied", "lower", stage.name, text,
+                               stage.node.origin, {"updates": elements(stage.red)}))
+    return made if why else AtomicScatter(stage, target, concrete, note)
 
 
 def chunk_count(plan: Plan, nest: Nest, stages: list[Stage], target: Target) -> int:

@@ -81,6 +81,15 @@ static {t} tc_combine_{name}({t} x, int thread, int width, __local long *memory)
   return x;
 }}"""
 
+# OpenCL adds whole numbers atomically; a float is exchanged until nobody else has changed it.
+ATOMIC = """\
+static void tc_atomic_f32(volatile __global float *place, float x) {
+  volatile __global uint *bits = (volatile __global uint *)place;
+  uint before = *bits, found;
+  while ((found = atomic_cmpxchg(bits, before, as_uint(as_float(before) + x))) != before)
+    before = found;
+}"""
+
 CHECK = """\
 static inline long tc_check(long v, long bound, long site, __global long *status) {
   if ((unsigned long)v >= (unsigned long)bound) {
@@ -150,6 +159,13 @@ class OpenClScope(BlockScope):
         if self.asks and stmt.storage.role == "slot" and place not in self.parts:
             lines[-1] = f"{pad}if ({LIVE}) {lines[-1].lstrip()}"
         return lines
+
+    def atomic_sum(self, s: Storage, place: str, value: str) -> str:
+        """A function of the language for whole numbers, of ours for floats."""
+        if s.dtype.name != "f32":
+            return f"atomic_add((volatile __global {TYPES[s.dtype.name]} *)&{place}, {value});"
+        self.owner.helpers["atomic_f32"] = None
+        return f"tc_atomic_f32(&{place}, {value});"
 
     def vector_store(self, place: Place, name: str, first: dict[Var, Affine], width: int) -> str:
         """A store of a vector, likewise."""
@@ -308,6 +324,8 @@ def helper_text(name: str) -> str:
     """The text of a helper function, for most that of GNU C."""
     if name == "check":
         return CHECK
+    if name == "atomic_f32":
+        return ATOMIC
     if not name.startswith("combine_"):
         return helper(name)
     how, dtype = name.split("_")[1:]

@@ -69,12 +69,14 @@ class Sharing:
 def sharing(loop: For) -> Sharing | None:
     """How threads may share the iterations of a loop; None if they depend on each other.
 
-    Each stores to places of its own, to its own registers, or adds to registers from outside.
+    Each stores to places of its own, to its own registers, adds to registers from outside, or adds
+    atomically to what none of them reads.
     """
     inner = {s.var for s in statements(loop.body) if isinstance(s, For)}
     own = own_registers(loop.body)
     touched: dict[Storage, list[Affine]] = {}
     sums: dict[Storage, set[str | None]] = {}
+    alone: set[Storage] = set()
     read: set[Storage] = {x.storage for x in loads_of(replace(loop, body=()))}
     for s in statements(loop.body):
         for storage, index in accesses(s):
@@ -82,9 +84,11 @@ def sharing(loop: For) -> Sharing | None:
         read.update(x.storage for x in loads_of(s))
         if isinstance(s, Store):
             sums.setdefault(s.storage, set()).add(s.accumulate)
+            if not s.atomic:
+                alone.add(s.storage)
     found: dict[Storage, str] = {}
     for storage, kinds in sums.items():
-        if storage in own:
+        if storage in own or storage not in alone | read:
             continue
         if storage.role in ("register", "tile"):
             kind = next(iter(kinds))

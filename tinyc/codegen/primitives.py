@@ -213,10 +213,11 @@ def accumulate_in_register(loop: For) -> tuple[Stmt, ...]:
     for s in found:
         r = Storage(f"{s.storage.name}_r{fresh_number()}", 1, s.storage.dtype, "register")
         zero = Affine.const_of(0)
-        start = replace(s, storage=r, index=zero, value=neutral(s), accumulate=None)
+        own = replace(s, storage=r, index=zero, atomic=False)
+        start = replace(own, value=neutral(s), accumulate=None)
         before += [Alloc(r), start]
         after.append(replace(s, value=Load(r, zero)))
-        exchange[id(s)] = replace(s, storage=r, index=zero)
+        exchange[id(s)] = own
     return (*before, replace(loop, body=swap_stores(loop.body, exchange)), *after)
 
 

@@ -29,7 +29,8 @@ class Target:
     With more than one of `threads` a chunk is a block of up to so many threads, as on a GPU: `warp`
     of them run in step, a block has up to `shared` bytes of memory on the chip, and `arch` names
     the instructions that there are ("sm_90"); with `tf32` products of f32 may be of numbers rounded
-    to that. All else then decides what is fused, as on a CPU.
+    to that, with `atomics` sums by index may be added up in any order. All else then decides what
+    is fused, as on a CPU.
     """
 
     lanes: int
@@ -46,6 +47,7 @@ class Target:
     warp: int = 32
     arch: str = ""
     tf32: bool = False
+    atomics: bool = False
 
 
 CPU = Target(lanes=8, tile_rows=6, l1=32 << 10, l2=1 << 20, l3=32 << 20, chunks=8,

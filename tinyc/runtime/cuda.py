@@ -66,9 +66,10 @@ class CudaDriver:
         """Return what schedules need to know of the GPU."""
         card = self.card
         chunks = BLOCKS * card.processors
-        high = config.current().float32_matmul_precision == "high"
+        settings = config.current()
         return replace(GPU, chunks=chunks, language="cuda", shared=card.shared, arch=card.arch,
-                       tf32=high)
+                       tf32=settings.float32_matmul_precision == "high",
+                       atomics=not settings.deterministic)
 
     @contextlib.contextmanager
     def using(self, what: str) -> Iterator[Calls]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyc import config
 from tinyc.ir.program import CPU, GPU, Target
 from tinyc.runtime.device import DeviceError
 from tinyc.runtime.launches import SCRATCH, LaunchDevice, last_line
@@ -187,7 +188,8 @@ class OpenClDriver:
         """
         if self.device.type & self.cl.device_type.GPU:
             threads = min(256, self.device.max_work_group_size)
-            return replace(GPU, threads=threads, shared=self.device.local_mem_size)
+            return replace(GPU, threads=threads, shared=self.device.local_mem_size,
+                           atomics=not config.current().deterministic)
         lanes = min(16, max(4, self.device.native_vector_width_float))
         rows = CPU.tile_rows * (2 if lanes == 16 else 1)
         return replace(CPU, lanes=lanes, tile_rows=rows, l3=1 << 62, language="opencl")
