@@ -39,6 +39,8 @@ IN_PLACE_STRIDE = 2048
 IN_PLACE_TILES = 4
 # What packing a panel costs, in register tiles of the same depth.
 PACK_TILES = 0.6
+# For more tiles of rows than these, a panel that is packed already saves less than 4 % of the time.
+KEPT_TILES = 16
 
 
 BEGINNING = Affine.const_of(0)
@@ -79,6 +81,18 @@ def tile_height(rows: int, most: int, vectors: int) -> int:
     even = -(-rows // -(-rows // most))
     return min((even, *range(most, least - 1, -1)),
                key=lambda h: -(-rows // h) * (h + TILE_ROWS))
+
+
+def kept_width(rows: int, columns: int, itemsize: int, target: Target) -> int:
+    """The width of panels that a column operand which never changes had better lie in; 0: it stays
+    as it is.
+
+    Panels of width 1 run along the depth, which is best for one row. Many rows pay for packing.
+    """
+    if rows == 1:
+        return 1
+    width = choose_tile(rows, columns, itemsize, target).width
+    return width if columns >= width and rows <= KEPT_TILES * target.tile_rows else 0
 
 
 @dataclass
@@ -219,9 +233,7 @@ def in_place_panel(c: Contraction, shape: Tile, panel: Affine,
 
     `pack` overrules what is too far, or all of it.
     """
-    if pack or len(c.cols) != 1:
-        return None
-    if c.cols[0].extent % shape.width or c.b.index.coeff(c.cols[0]) != 1:
+    if pack or len(c.cols) != 1 or not whole_vectors(c, shape):
         return None
     stride = c.b.index.coeff(depth[-1]) if depth else 0
     # Halves would be widened for each tile of rows, packed ones are it once.
@@ -233,6 +245,19 @@ def in_place_panel(c: Contraction, shape: Tile, panel: Affine,
     zero = {v: Affine.const_of(0) for v in depth}
     zero[c.cols[0]] = panel * shape.width
     return replace(c.b, index=c.b.index.substitute(zero)), stride
+
+
+def whole_vectors(c: Contraction, shape: Tile) -> bool:
+    """True if the columns of each panel lie side by side, in memory of the operand."""
+    (columns,) = c.cols
+    panel, lane = Var("panel", -(-columns.extent // shape.width)), Var("lane", shape.width)
+    column = Affine.of(panel) * shape.width + lane
+    index = c.b.index.substitute({columns: column})
+    if index.coeff(lane) != 1 or not index.is_linear_in(lane):
+        return False
+    if columns.extent % shape.width == 0:
+        return True
+    return not c.b.index.is_linear() and index.bounds()[1] < c.b.storage.size
 
 
 def steps_evenly(index: Affine, depth: tuple[Var, ...], stride: int) -> bool:

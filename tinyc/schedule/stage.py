@@ -13,10 +13,10 @@ from tinyc.ir.index import Affine, Data, Var
 from tinyc.ir.loop import Apply, Expr, Read, Storage, Within, converted, free_vars
 from tinyc.ir.node import Node, toposort
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
-from tinyc.ir.plan import Buf, Plan, Stage, row_major
+from tinyc.ir.plan import Buf, Plan, Stage, read_vars, row_major
 from tinyc.ir.program import OutputSpec
 from tinyc.schedule.expressions import Reader
-from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, size_of
+from tinyc.schedule.stored import KEPT, VIEWS, choose_stored, in_panels, size_of
 
 MIN_CONTRACT_SIDE = 4
 MIN_WIDE_SIDE = 16
@@ -465,7 +465,7 @@ def is_blockable(n: Node, a: Expr, c: Expr, depth: Sequence[Var]) -> bool:
         return False
     if 0 in n.src[0].shape:
         return False
-    if a.guard or c.guard or not (linear(a) and linear(c)):
+    if a.guard or c.guard or not (addressable(a, c) and addressable(c, a)):
         return False
     sizes = dict(zip(lo, n.shape))
     left = right = 1
@@ -479,9 +479,10 @@ def is_blockable(n: Node, a: Expr, c: Expr, depth: Sequence[Var]) -> bool:
     return max(left, right) >= MIN_WIDE_SIDE and all(abs(address.coeff(v)) != 1 for v in depth)
 
 
-def linear(read: Read) -> bool:
-    """True if a read moves linearly through memory."""
-    return read.buf.address(read.index).is_linear()
+def addressable(read: Read, other: Read) -> bool:
+    """True if a read moves linearly through memory, or through panels of what is its own."""
+    flat = read.buf.address(read.index)
+    return flat.is_linear() or in_panels(flat, read_vars(read) - read_vars(other))
 
 
 def scatter_stage(b: Builder, n: Node, where: Buf, reader: Reader) -> Stage:

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from tinyc.ir.halves import as_stored, is_widening
-from tinyc.ir.index import Affine, Var
+from tinyc.ir.index import Affine, FloorDiv, Mod, Var
 from tinyc.ir.node import Node
 from tinyc.ir.ops import ELEMENTWISE, LEAVES, Op
 from tinyc.ir.plan import row_major
@@ -44,7 +44,9 @@ def choose_stored(outputs: Iterable[Node], order: list[Node], fuse: bool) -> set
     stored.update(n for n in outputs if n.op is not Op.ASSIGN)
     for n in order:
         if n.op is Op.CONTRACT:
-            stored.update(contract_base(as_stored(s)) for s in n.src)
+            a, c, _ = n.attrs
+            for s, own, other in zip(n.src, (a, c), (c, a)):
+                stored.add(contract_base(as_stored(s), [label in other for label in own]))
     stored = {n for n in stored if n.op not in LEAVES and n.op is not Op.ASSIGN}
     if not fuse:
         return stored | {n for n in order if n.op in ELEMENTWISE}
@@ -117,20 +119,40 @@ def widens(n: Node) -> bool:
     return size_of(n) > size_of(n.src[0])
 
 
-def contract_base(operand: Node) -> Node:
-    """The node below an operand's views if it can be addressed through them; else the operand."""
-    n = operand
-    while n.op in AFFINE_VIEWS:
-        n = n.src[0]
+def contract_base(operand: Node, shared: Sequence[bool]) -> Node:
+    """The node below an operand's views if it can be addressed through them; else the operand.
+
+    `shared` says of each axis whether the other operand has it, too.
+    """
+    variables = [Var(f"p{i}", d) for i, d in enumerate(operand.shape)]
+    n, flat = base_address(operand, variables)
     if n.op is Op.CONST or n.op is Op.IOTA:
         return operand
-    idx = tuple(Affine.of(Var(f"p{i}", d)) for i, d in enumerate(operand.shape))
+    own = [v for v, is_shared in zip(variables, shared) if not is_shared]
+    return n if flat.is_linear() or (n.op is Op.BUFFER and in_panels(flat, own)) else operand
+
+
+def base_address(operand: Node, variables: Sequence[Var]) -> tuple[Node, Affine]:
+    """(the node below an operand's affine views, where in it the operand has its elements)."""
     n = operand
+    idx = tuple(Affine.of(v) for v in variables)
     while n.op in AFFINE_VIEWS:
         idx, _ = source_index(n, idx)
         n = n.src[0]
-    flat = row_major_address(n.shape, idx)
-    return n if flat.is_linear() else operand
+    return n, row_major_address(n.shape, idx)
+
+
+def in_panels(flat: Affine, own: Collection[Var]) -> bool:
+    """True if an index is linear but for the digits of one variable among `own`, whose last one
+    moves by single elements: memory in panels, each as wide as that digit."""
+    digits = [(atom, c) for atom, c in flat.terms if not isinstance(atom, Var)]
+    if len(digits) != 2:
+        return False
+    (high, _), (low, step) = digits
+    return (
+        isinstance(high, FloorDiv) and isinstance(low, Mod) and step == 1
+        and high.n == low.n and high.operand == low.operand and high.operand.as_var() in own
+    )
 
 
 def row_major_address(shape: tuple[int, ...], idx: tuple[Affine, ...]) -> Affine:
