@@ -246,7 +246,7 @@ def resolve(nodes: Sequence[Node], writes: Sequence[Node]) -> list[Node]:
     new: dict[Node, Node] = {}
     for n in toposort(outputs):
         new[n] = _with_sources(n, tuple([new[s] for s in n.src]), carried_out)
-    return [_value(new[n]) for n in nodes] + [new[n] for n in writes]
+    return [as_result(new[n]) for n in nodes] + [new[n] for n in writes]
 
 
 def _chains(writes: Sequence[Node]) -> set[Node]:
@@ -266,7 +266,7 @@ def _with_sources(n: Node, sources: tuple[Node, ...], carried_out: set[Node]) ->
     return with_sources(n, sources)
 
 
-def _value(n: Node) -> Node:
+def as_result(n: Node) -> Node:
     """Return a node as an output that gives a value: state is copied."""
     return node(Op.MATERIALIZE, (n,)) if n.op in (Op.BUFFER, Op.ASSIGN) else n
 
@@ -384,7 +384,7 @@ def compute(nodes: Sequence[Node], writes: Sequence[Node] = ()) -> list[Buffer]:
     if quickly is not None:
         return quickly[: len(nodes)]  # type: ignore[return-value]
     cut, memory = _cut(nodes, writes)
-    cut[: len(nodes)] = [n if n.op is Op.BUFFER else _value(n) for n in cut[: len(nodes)]]
+    cut[: len(nodes)] = [n if n.op is Op.BUFFER else as_result(n) for n in cut[: len(nodes)]]
     results: dict[Node, Buffer] = {}
     by_device: dict[str, list[Node]] = {}
     # Copies first: a write may replace what they read.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from weakref import ref
 
 from tinyc import config, state
 from tinyc.capture.arguments import describe_change, flatten, objects, rebuild
+from tinyc.capture.frozen import Frozen
 from tinyc.capture.guards import Guards
 from tinyc.capture.replay import Replay, Spec, capture, spec_of
 from tinyc.capture.shortcut import PATIENCE, Shortcut, shortcut
@@ -90,8 +91,9 @@ class Variant:
 class Jitted:
     """A function that is captured when it is first called; see `jit`."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], frozen: Frozen | None = None) -> None:
         self._function = function
+        self._frozen = frozen
         self._variants: list[Variant] = []
         self._shortcut: Shortcut | None = None
         self._bound: dict[int, tuple[ref[Any], Jitted]] = {}
@@ -106,7 +108,7 @@ class Jitted:
         if found is None or found[0]() is not instance:
             # The method may not keep its instance alive through the class.
             forget = ref(instance, lambda _: self._bound.pop(key, None))
-            found = self._bound[key] = (forget, _Method(self._function, instance))
+            found = self._bound[key] = (forget, _Method(self._function, instance, self._frozen))
         return found[1]
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -175,7 +177,7 @@ class Jitted:
             return self._call(rebuild(args, left), rebuild(kwargs, left))
 
         with recorder.span(f"capture {self._name()}", "capture"):
-            replay = capture(self._name(), call, tensors)
+            replay = capture(self._name(), call, tensors, self._frozen)
         kept = [objects(args), objects(kwargs)] if not isinstance(static, int) else []
         variant = Variant(static, specs, replay, Guards(self._target()), kept)
         self._variants.append(variant)
@@ -223,7 +225,24 @@ class Jitted:
         summary = markup.element("summary", "kernels of the last call's program")
         return markup.card(name, figures, markup.element("details", summary, table))
 
+    def refresh(self) -> None:
+        """Let the next call compute anew what was kept of frozen tensors.
+
+        That happens by itself after tinyc has overwritten them: by an optimizer, by assignment, by
+        loading. It does not see writes by way of numpy, to an array that shares their memory.
+        TinycError where nothing is frozen.
+        """
+        if self._frozen is None:
+            raise TinycError(f"{self._name()}: nothing is frozen; say jit(function, frozen=model)")
+        self._frozen.forget()
+
     # What was captured last
+
+    @property
+    def kept(self) -> tuple[Remark, ...]:
+        """What was decided about frozen tensors for the last call: what is kept, and what not."""
+        folded = self._latest().folded
+        return () if folded is None else folded.remarks
 
     def _latest(self) -> Replay:
         if not self._variants:
@@ -274,8 +293,10 @@ class Jitted:
 class _Method(Jitted):
     """A captured method of one instance."""
 
-    def __init__(self, function: Callable[..., Any], instance: Any) -> None:
-        super().__init__(function)
+    def __init__(
+        self, function: Callable[..., Any], instance: Any, frozen: Frozen | None
+    ) -> None:
+        super().__init__(function, frozen)
         self._instance = ref(instance)
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -297,7 +318,11 @@ def _static_difference(before: Any, after: Any) -> str:
     return "the number or kind of arguments changed"
 
 
-def jit(function: Callable[..., Any]) -> Jitted:
+@overload
+def jit(function: Callable[..., Any], *, frozen: Any = None) -> Jitted: ...
+@overload
+def jit(*, frozen: Any) -> Callable[[Callable[..., Any]], Jitted]: ...
+def jit(function: Callable[..., Any] | None = None, *, frozen: Any = None) -> Any:
     """Return the function as one native program, captured at its first call.
 
     Arguments are tensors, also in lists, tuples and dictionaries; everything else is part of the
@@ -306,5 +331,13 @@ def jit(function: Callable[..., Any]) -> Jitted:
     remark says which. Tensors that the function reads besides its arguments are state, and are
     overwritten in place where it writes to them. What Python does besides happens at the capture
     only. Tensors have no values inside: looking at one raises TracingError.
+
+    `frozen` is a module, or tensors, that are constant between calls, as weights are when a model
+    is used: what is computed from them alone, packed weights among it, is computed once, kept in
+    memory, and computed again after tinyc has overwritten one of them (see `Jitted.refresh`).
+    TracingError if the function itself overwrites one. `jit(frozen=model)` is a decorator.
     """
-    return Jitted(function)
+    held = None if frozen is None else Frozen(frozen)
+    if function is None:
+        return lambda function: Jitted(function, held)
+    return Jitted(function, held)

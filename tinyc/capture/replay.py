@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyc import compiler, config, state
 from tinyc.capture.arguments import replace
+from tinyc.capture.frozen import Folded, Frozen
 from tinyc.capture.trace import GradUse, Trace
 from tinyc.compiler import NativeExecutable
 from tinyc.diagnostics import BoundsError, TracingError
@@ -77,6 +78,8 @@ class Replay:
         self.taken: list[int] = []
         self.kept: list[Buffer] = []
         self.result: Any = None
+        # What was computed of frozen tensors, for all calls.
+        self.folded: Folded | None = None
         # Tensors whose gradient was looked at: they had none, or one that is an input.
         self.without_grad: list[Tensor] = []
         self.with_grad: list[Tensor] = []
@@ -152,6 +155,8 @@ class Replay:
             late = readers(self._uids)
             if late:
                 run(late)
+        if self.folded is not None:
+            self.folded.refresh()
         inputs: Sequence[Any] = tensors
         if self.with_grad:
             inputs = [*tensors, *[tensor.grad for tensor in self.with_grad]]
@@ -248,7 +253,8 @@ class Replay:
                     "view or an expression here; pass a tensor with memory of its own"
                 )
             others = [k for k, buffer in enumerate(buffers) if buffer is slot.buffer]
-            captured = any(other is slot for other in self._state)
+            captured = any(other is slot for other in self._state) or (
+                self.folded is not None and self.folded.reads(slot))
             if len(others) > 1 or captured:
                 raise TracingError(
                     f"jit: argument {number} is overwritten in place by the function, which also "
@@ -347,9 +353,14 @@ def _grad_of(tensor: Tensor) -> Tensor | None:
 
 
 def capture(
-    name: str, function: Callable[[list[Tensor]], Any], tensors: Sequence[Tensor]
+    name: str,
+    function: Callable[[list[Tensor]], Any],
+    tensors: Sequence[Tensor],
+    frozen: Frozen | None = None,
 ) -> Replay:
-    """Return the program of one call."""
+    """Return the program of one call, which finds computed what frozen tensors alone decide."""
+    if frozen is not None:
+        frozen.own()
     trace = Trace(name)
     with trace.active():
         inner = [trace.stand_in(tensor, tensor._mode == GRAD) for tensor in tensors]
@@ -358,7 +369,7 @@ def capture(
         for tensor, given in zip(inner, tensors):
             tensor._grad = _grad_of(given)
         result = function(list(inner))
-        return _Collector(trace, inner, leaves).replay(result)
+        return _Collector(trace, inner, leaves).replay(result, frozen)
 
 
 class _Collector:
@@ -375,7 +386,7 @@ class _Collector:
         self.overwritten: list[Slot] = []
         self.donated: list[int] = []
 
-    def replay(self, result: Any) -> Replay:
+    def replay(self, result: Any, frozen: Frozen | None) -> Replay:
         """Return the program that computes a result and all effects."""
         shown = replace(result, self._value)
         for number, tensor in enumerate(self.inner):
@@ -384,9 +395,12 @@ class _Collector:
         self._collect_writes()
         returned = len(self.values)
         nodes = resolve([*self.values, *kept], self.writes)
+        folded = None
+        if frozen is not None:
+            nodes, folded = frozen.fold(self.trace.name, nodes, self.overwritten)
         _, leaves = canonical_key(nodes)
         made = Replay(Graph(tuple(nodes)), leaves, self.inputs)
-        made.result = shown
+        made.result, made.folded = shown, folded
         made.without_grad, made.with_grad = without, with_grad
         made.overwritten, made.donated = self.overwritten, self.donated
         made.grads = [

@@ -46,7 +46,7 @@ def shortcut(replay: Replay, specs: list[Spec], records: bool, guards: Guards) -
     position = {number: place for place, number in replay.inputs}
     inputs = [(*spec, position.get(number, -1)) for number, spec in enumerate(specs)]
     plan = module.Plan(
-        guards=(*_circumstances(device, records), *guards.places()),
+        guards=(*_circumstances(device, records), *_writes(replay), *guards.places()),
         inputs=tuple(inputs),
         results=results,
         pointers=tuple([address or 0 for address in replay.pointers]),
@@ -90,6 +90,13 @@ def _circumstances(device: Any, records: bool) -> list[tuple[Any, str, Any]]:
         (vars(device), "lock", device.lock),
         (vars(device), "arena", device.arena),
     ]
+
+
+def _writes(replay: Replay) -> list[tuple[Any, str, Any]]:
+    """Return what tells that frozen tensors may have been overwritten."""
+    if replay.folded is None or not replay.folded.kept:
+        return []
+    return [(state.clock, "writes", state.clock.writes)]
 
 
 _ready = False

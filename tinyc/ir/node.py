@@ -102,7 +102,7 @@ def _forget(entry: _Entry) -> None:
 class _Deriving(local):
     """What new nodes are made from, and for: set around what passes, autograd and steps build."""
 
-    source: Node | None = None
+    source: HasOrigin | None = None
     phase: str | None = None
 
 
@@ -117,6 +117,16 @@ def marking(name: str) -> Iterator[None]:
         yield
     finally:
         deriving.phase = before
+
+
+@contextmanager
+def derived_from(source: HasOrigin) -> Iterator[None]:
+    """Give the nodes that are built in this thread during the block the line of another."""
+    before, deriving.source = deriving.source, source
+    try:
+        yield
+    finally:
+        deriving.source = before
 
 
 class HasOrigin(Protocol):

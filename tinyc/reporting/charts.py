@@ -10,8 +10,8 @@ from tinyc.markup import Safe, element, join, percent, scaled, short, size, time
 
 # What a storage is for, in the order in which the page stacks and lists them.
 CATEGORIES = (
-    *("parameter", "optimizer", "state", "gradient", "activation", "input", "output"),
-    *("partial", "scratch"),
+    *("parameter", "kept", "optimizer", "state", "gradient", "activation", "input"),
+    *("output", "partial", "scratch"),
 )
 ROOF = (640, 420)  # width and height of the roofline
 PLOT = (64, 16, 16, 46)  # margins: left, top, right, bottom

@@ -22,9 +22,11 @@ class Explanation:
 
     ``print`` shows all of it. Figures are sums over the programs: ``flops`` is the arithmetic that
     one run executes, ``bytes_moved`` what kernels read and write outside their own scratch.
+    ``kept`` says what of frozen tensors is computed once (see `jit`), and what not.
     """
 
     programs: tuple[Program, ...]
+    kept: tuple[Remark, ...] = ()
 
     @property
     def kernels(self) -> tuple[KernelInfo, ...]:
@@ -34,7 +36,8 @@ class Explanation:
     @property
     def remarks(self) -> tuple[Remark, ...]:
         """Every decision that was noted."""
-        return tuple(Remark.from_dict(r) for program in self.programs for r in program.remarks)
+        noted = [Remark.from_dict(r) for program in self.programs for r in program.remarks]
+        return (*self.kept, *noted)
 
     @property
     def missed(self) -> tuple[Remark, ...]:
@@ -78,6 +81,7 @@ class Explanation:
             f"{counts}: {quantity(self.flops)}FLOP, {quantity(self.bytes_moved)}B moved, "
             f"arena {quantity(self.arena_bytes)}B"
         ]
+        lines += [f"{remark.pass_name}: {remark.reason()}" for remark in self.kept]
         for program in self.programs:
             remarks = [Remark.from_dict(remark) for remark in program.remarks]
             for kernel in program.kernels:
@@ -133,7 +137,7 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """
     runs = native_runs(fn, args, kwargs)
     programs = {id(program): program for program in (e.program for e, _ in runs)}
-    return Explanation(tuple(programs.values()))
+    return Explanation(tuple(programs.values()), getattr(fn, "kept", ()))
 
 
 def native_runs(

@@ -22,8 +22,13 @@ from tinyc.runtime.device import get_device
 
 Place = list[Any] | None
 # What a buffer's own word on what it is for stands above what the graph says.
-TOLD = ("parameter", "gradient", "optimizer")
-CALLED = {"parameter": "parameters", "gradient": "gradients", "optimizer": "optimizer state"}
+TOLD = ("parameter", "kept", "gradient", "optimizer")
+CALLED = {
+    "parameter": "parameters",
+    "kept": "kept of frozen tensors:",
+    "gradient": "gradients",
+    "optimizer": "optimizer state",
+}
 
 
 @dataclass(frozen=True)

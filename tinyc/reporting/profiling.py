@@ -25,7 +25,9 @@ from tinyc.version import __version__
 
 # Rows of the printed table; `table` gives all.
 SHOWN = 30
-CATEGORIES = ("parameter", "gradient", "optimizer", "input", "activation", "partial", "scratch")
+CATEGORIES = (
+    *("parameter", "kept", "gradient", "optimizer", "input", "activation", "partial", "scratch"),
+)
 
 
 @dataclass(frozen=True)

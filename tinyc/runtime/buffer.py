@@ -262,7 +262,8 @@ class Buffer:
 
     `ptr` is the address, aligned to 64 bytes. The memory is given back when the buffer and all
     numpy views of `array` are gone. `uid` is unique in the process. `category` says what it is
-    used for, where somebody told: "parameter", "gradient", "optimizer" or "input"; else it is "".
+    used for, where somebody told: "parameter", "gradient", "optimizer", "input" or "kept" (what
+    is computed once, of frozen tensors); else it is "".
     `origin` is the user's line that made it, where that is known.
     """
 
