@@ -120,7 +120,10 @@ OWN = {
     "bits_f64": _reinterpreted("ulong", "f64", "unsigned long"),
     "two_over_pi": mathfn.HELPERS["two_over_pi"][0].replace("static const", "__constant"),
     **{f"tc_{op.value}_f64": _library(op, 2 if op is Op.POW else 1)
-       for op in (Op.SIN, Op.COS, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
+       for op in (Op.SIN, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
+    # The sign changes nothing, but Intel's compiler crashes on sines and cosines of both the sine
+    # and the cosine of a number, where it takes each pair together.
+    "tc_cos_f64": "TC_INLINE double tc_cos_f64(double x) { return cos(-x); }\n",
 }
 
 
@@ -192,9 +195,11 @@ class OpenClScope(BlockScope):
     def tile_name(self, stmt: MicroKernel, part: DepthPart) -> str:
         """The name of the register tile for the operands' memory, which the program then has."""
         spaces = tuple(space(s) for s in (stmt.a.storage, stmt.b.storage, stmt.tile))
-        # one for all kinds of depth
+        # one for all kinds of depth that one call goes over
         name = f"{super().tile_name(stmt, part).removesuffix(WINDOW)}_{initials(spaces)}"
-        self.owner.shared[name] = tile_function(name, stmt, spaces)
+        several = bool(part.around or part.before)
+        name += "_block" if several else ""
+        self.owner.shared[name] = tile_function(name, stmt, spaces, several)
         return name
 
     def depth(self, part: DepthPart, sizes: list[str]) -> str:
@@ -238,16 +243,18 @@ def number(dtype: str, space: str) -> str:
     return "tc_widen_bf16(*({at}))" if dtype == "bf16" else "*({at})"
 
 
-def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
+def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...], several: bool) -> str:
     """The register tile: height x (width / lanes) accumulators of `lanes` numbers each, which are
     added to the tile after `many` steps of the outermost loop, whose last one has `last` steps of
-    the innermost loop."""
+    the innermost loop. One of several calls adds them to a sum of its own, and that to the tile."""
     t, lanes = TYPES[stmt.tile.dtype.name], stmt.lanes
     ta, tb = (TYPES[x.dtype.name] for x in (stmt.a, stmt.b))
     one, row = number(stmt.a.dtype.name, spaces[0]), loaded(stmt.b.dtype.name, lanes, spaces[1])
     v, load, store = f"{t}{lanes}", f"vload{lanes}(0, ", f"vstore{lanes}("
     rows, cols = range(stmt.height), range(stmt.width // lanes)
     sums = [(f"c{i}_{j}", f"tile + {i} * apart + {j * lanes}") for i in rows for j in cols]
+    before, after, then = (sum_of_parts(sums, v, load, store) if several
+                           else ([], into_tile(sums, load, store, "    "), []))
     lines = [
         f"static void {name}(",
         "    long n2, long n1, long n0, long last, long s2, long s1, long s0, long many,",
@@ -255,7 +262,8 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
         f"    {spaces[2]} {t} *tile, long apart, long more) {{",
         f"  {v} " + ", ".join(c for c, _ in sums) + ";",
         f"  {spaces[0]} const {ta} " + ", ".join(f"*a{i} = a + row[{i}]" for i in rows) + ";",
-        "  for (long k2 = 0; k2 < n2; more = 1) {",
+        *before,
+        f"  for (long k2 = 0; k2 < n2;{'' if several else ' more = 1'}) {{",
         "    const long stop = k2 + many < n2 ? k2 + many : n2;",
         "    " + " ".join(f"{c} = ({v})(0);" for c, _ in sums),
         "    for (; k2 < stop; k2++)",
@@ -268,14 +276,34 @@ def tile_function(name: str, stmt: MicroKernel, spaces: tuple[str, ...]) -> str:
           + " ".join(f"c{i}_{j} = fma(x, b{j}, c{i}_{j});" for j in cols) + " }" for i in rows),
         "        }",
         "      }",
-        "    if (more) {",
-        *(f"      {c} += {load}{at});" for c, at in sums),
-        "    }",
-        *(f"    {store}{c}, 0, {at});" for c, at in sums),
+        *after,
         "  }",
+        *then,
         "}",
     ]
     return "\n".join(lines)
+
+
+def into_tile(sums: list[tuple[str, str]], load: str, store: str, pad: str) -> list[str]:
+    """Lines that put sums, (name, place), into the tile, or add them to what `more` says is there.
+    """
+    return [
+        f"{pad}if (more) {{",
+        *(f"{pad}  {c} += {load}{at});" for c, at in sums),
+        f"{pad}}}",
+        *(f"{pad}{store}{c}, 0, {at});" for c, at in sums),
+    ]
+
+
+def sum_of_parts(
+    sums: list[tuple[str, str]], vector: str, load: str, store: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Lines before, at the end of and behind a loop that adds sums of parts to one of the call."""
+    whole = [(f"whole[{k}]", at) for k, (_, at) in enumerate(sums)]
+    clear = " ".join(f"{w} = ({vector})(0);" for w, _ in whole)
+    before = [f"  {vector} whole[{len(sums)}];", f"  {clear}"]
+    add = "    " + " ".join(f"{w} += {c};" for (w, _), (c, _) in zip(whole, sums))
+    return before, [add], into_tile(whole, load, store, "  ")
 
 
 def pack_function(name: str, stmt: MicroPack, spaces: tuple[str, str]) -> str:
