@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from random_graphs import Graph, assert_same, grow, outputs_of, tolerance
-from running import BLOCKS, buffers, floats, interpreted, plan_of
+from running import BLOCKS, Compiled, buffers, floats, interpreted, plan_of
 
 from tinyc.codegen.interpret import run_kernels
 from tinyc.codegen.rebase import accesses
@@ -16,6 +16,7 @@ from tinyc.composites.normalization import layer_norm
 from tinyc.composites.reductions import softmax
 from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
+from tinyc.ir.dtype import f32
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.index import Affine
 from tinyc.ir.loop import (
@@ -25,6 +26,7 @@ from tinyc.ir.loop import (
     LoopKernel,
     Storage,
     Store,
+    loads_of,
     statements,
     transform,
 )
@@ -108,7 +110,34 @@ def test_the_threads_of_a_row_wait_only_where_others_read_what_they_wrote():
     found = list(statements(kernel.body))
     assert sum(isinstance(s, Combine) for s in found) == 2
     assert not any(isinstance(s, Barrier) for s in found)
-    assert any(isinstance(s, Store) and s.storage.role == "shared" for s in found)
+
+
+@pytest.mark.parametrize("columns", [1024, 4096, 1000, 24])
+def test_a_row_is_read_once_and_stays_in_registers(columns):
+    """As many threads as have 16 numbers each, if there may be as many."""
+    (kernel,) = gpu_kernels([softmax(b.buffer(1, 0, (1 << 14, columns), f32, "cpu"), -1)])
+    loads = [x.storage.role for s in statements(kernel.body) for x in loads_of(s)]
+    assert loads.count("slot") == 1 and "shared" not in loads
+    assert kernel.threads == max(32, 1 << (columns // 16 - 1).bit_length())
+
+
+def test_a_row_that_registers_do_not_hold_stays_in_memory():
+    (x,), memory = buffers(floats(3, 300))
+    outputs = [softmax(x, -1)]
+    check(outputs, memory)
+    (kernel,) = plan_of(outputs, target=BLOCKS).kernels
+    loads = [x.storage.role for s in statements(kernel.body) for x in loads_of(s)]
+    assert loads.count("slot") == 2 and "shared" in loads
+
+
+@pytest.mark.parametrize("rows, columns", [(5, 200), (4, 90), (6, 7)])
+def test_rows_in_registers_agree_on_every_backend(backend, rows, columns):
+    """Rounds of vectors, rounds that are not full, one round."""
+    (x, g), memory = buffers(floats(rows, columns), floats(rows, columns, seed=1))
+    y = softmax(x, -1)
+    outputs = [y, *vjp([y], [g], [x])]
+    for mine, theirs in zip(Compiled(outputs, device=backend)(memory), evaluate(outputs, memory)):
+        np.testing.assert_allclose(mine, theirs, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(9, 16), (70, 24), (33, 5)], ids=str)

@@ -18,6 +18,7 @@ from tinyc.codegen.gpu_contract import schedule_product
 from tinyc.codegen.gpu_parts import has_products, in_parts
 from tinyc.codegen.gpu_tile import WARP
 from tinyc.codegen.gpu_transpose import in_tiles
+from tinyc.codegen.kept import GOOD
 from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width
 from tinyc.codegen.products import expand_contractions
 from tinyc.codegen.rebase import accesses
@@ -142,11 +143,20 @@ def divisions(loop: Stmt, costs: Costs, target: Target,
     loops = [loop]
     while True:
         if has_loops(loops[-1].body) or found is None:
-            yield from (each_block(tuple(loops), n, costs) for n in threads)
+            yield from (each_block(tuple(loops), n, costs)
+                        for n in enough(loops[-1].body, threads, costs))
         inner = loops[-1].body[0] if len(loops[-1].body) == 1 else None
         if not isinstance(inner, For) or inner.limit is not None or sharing(inner) is None:
             break
         loops.append(inner)
+
+
+def enough(body: Body, threads: Sequence[int], costs: Costs) -> Sequence[int]:
+    """How many threads a block may have whose registers hold what passes over a row share."""
+    passes = [count(found[0]) for s in body if isinstance(s, For)
+              for found in [costs.chain(s)] if found is not None]
+    good = [n for n in threads if len(passes) < 2 or max(passes) <= n * GOOD]
+    return good or threads[-1:]
 
 
 def each_thread(loops: tuple[For, ...], threads: Sequence[int]) -> Division:

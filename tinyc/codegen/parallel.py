@@ -139,19 +139,6 @@ def vector_width(loops: tuple[For, ...], most: int) -> int:
     return width
 
 
-@dataclass
-class Lanes:
-    """Variables of loops that are dealt out: equal ranges have one, so that equal work is seen."""
-
-    known: dict[tuple[int, int], tuple[Var, Var]] = field(default_factory=dict)
-
-    def of(self, n: int, width: int) -> tuple[Var, Var]:
-        """(a variable over n vectors, one over the elements of each)."""
-        if (n, width) not in self.known:
-            self.known[n, width] = Var("lane", n), Var("part", width)
-        return self.known[n, width]
-
-
 def in_one(loops: tuple[For, ...], width: int, at: Affine, part: Var) -> tuple[Stmt, ...]:
     """The body of perfectly nested loops at vector `at` of all their iterations, in order.
 
