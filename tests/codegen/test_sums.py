@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from running import Compiled, buffers
+from running import Compiled, buffers, plan_of
 
 from tinyc.codegen import sums
 from tinyc.codegen.interpret import run_kernels
@@ -27,6 +29,7 @@ from tinyc.ir.loop import (
     statements,
 )
 from tinyc.ir.node import Node
+from tinyc.ir.program import CPU
 
 ZERO = Affine.const_of(0)
 # Sums and the axes they go over: rows, columns, all of it, what a batch norm needs.
@@ -184,3 +187,25 @@ def test_blocks_keep_results(body: tuple[Stmt, ...], most: int) -> None:
     points = np.prod([s.var.extent for s in statements(body) if isinstance(s, For)])
     wide = [s for s in statements(after) if isinstance(s, Alloc) and s.storage.dtype is f64]
     assert len(wide) == (points > most)
+
+
+@pytest.mark.parametrize("columns", [17, 49, 100, 111])
+@pytest.mark.parametrize("kind", ["sum", "max"])
+def test_what_a_short_row_has_beyond_vectors_is_not_stored(columns: int, kind: str) -> None:
+    """To read a vector of which a part was just stored by itself takes a CPU three times as long
+    as the rest of such a row."""
+    array = draw((50, columns), "around zero")
+    (x,), memory = buffers(array)
+    out = b.sum_(x, (1,)) if kind == "sum" else b.max_(x, (1,))
+    plan = plan_of([out], target=replace(CPU, lanes=16))
+    (body,) = [list(statements(k.body)) for k in plan.kernels]
+    lanes = {s.storage for s in body if isinstance(s, Alloc) and s.storage.size >= 4}
+    vectors = [s for s in body if isinstance(s, For) and s.kind == "simd"]
+    lengths = {v.var.extent for v in vectors for s in v.body
+               if isinstance(s, Store) and s.storage in lanes}
+    assert lengths and all(n & (n - 1) == 0 for n in lengths), "whole vectors, and halves of them"
+    single = [s for s in body if isinstance(s, Store) and s.storage in lanes
+              and not any(s in v.body for v in vectors)]
+    assert len(single) == 1, "the last two lanes"
+    (got,) = Compiled([out])(memory)
+    np.testing.assert_allclose(got, array.sum(1) if kind == "sum" else array.max(1), 1e-4, 1e-5)

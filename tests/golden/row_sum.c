@@ -27,25 +27,21 @@ static void k0_reduce(void *task, long chunk, long worker) {
         v1[(i4 + 8)] += a0[(100 * i0 + 16 * i2 + i4 + 8)];
       }
     }
+    r0 += ((a0[(100 * i0 + 96)] + a0[(100 * i0 + 97)]) + (a0[(100 * i0 + 98)] + a0[(100 * i0 + 99)]));
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i5 = 0; i5 < 4; i5++) {
-      v1[i5] += a0[(100 * i0 + i5 + 96)];
+    for (long i5 = 0; i5 < 8; i5++) {
+      v1[i5] += v1[(i5 + 8)];
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i6 = 0; i6 < 8; i6++) {
-      v1[i6] += v1[(i6 + 8)];
+    for (long i6 = 0; i6 < 4; i6++) {
+      v1[i6] += v1[(i6 + 4)];
     }
     #pragma omp simd
     #pragma clang loop unroll(full)
-    for (long i7 = 0; i7 < 4; i7++) {
-      v1[i7] += v1[(i7 + 4)];
-    }
-    #pragma omp simd
-    #pragma clang loop unroll(full)
-    for (long i8 = 0; i8 < 2; i8++) {
-      v1[i8] += v1[(i8 + 2)];
+    for (long i7 = 0; i7 < 2; i7++) {
+      v1[i7] += v1[(i7 + 2)];
     }
     v1[0] += v1[1];
     r0 += v1[0];

@@ -295,7 +295,7 @@ def interleave(loop: For, lanes: int, vectors: int | None = None) -> tuple[Stmt,
             before += [Alloc(v), For(lane, (Store(v, Affine.of(lane), neutral(store)),), "simd")]
             after += lane_tree(s, v, store.accumulate, iterations(loop, inner) > FEW_TERMS)
             fresh[s] = v
-        exchange[inner] = in_lanes(inner, plan[inner], fresh, lanes)
+        exchange[inner] = in_lanes(inner, plan[inner], fresh, lanes, inner is loop)
     body = exchange[loop] if loop in exchange else (exchange_loops(loop, exchange),)
     return (*before, *body, *after)
 
@@ -349,12 +349,19 @@ def exchange_loops(loop: For, exchange: dict[For, tuple[Stmt, ...]]) -> For:
 LARGEST_BODY = 8
 
 
-def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage],
-             vector: int) -> tuple[Stmt, ...]:
+# So many terms beyond the lanes are added by themselves, in sums of up to so many bytes of numbers:
+# of a longer one that would round more, and waiting matters less.
+SHORT_REST, SHORT_SUM = 15, 2 << 10
+
+
+def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage], vector: int,
+             alone: bool) -> tuple[Stmt, ...]:
     """An innermost loop whose sums go to lanes; the rest of the range goes to the first lanes.
 
-    Each vector of lanes has a loop of its own, since compilers keep that in a register. Where
-    halves are read it is two vectors: compilers have vectors of one size in a loop.
+    A short rest of a short sum that no loop around goes on with, `alone`, is added by itself: a CPU
+    waits when it reads as one vector what was just stored in two pieces. Each vector of lanes has a
+    loop of its own, since compilers keep that in a register. Where halves are read it is two
+    vectors: compilers have vectors of one size in a loop.
     """
     vector *= 2 if reads_halves(loop) else 1
     whole, rest = divmod(loop.var.extent, lanes)
@@ -371,7 +378,12 @@ def in_lanes(loop: For, lanes: int, fresh: dict[Storage, Storage],
     if rest:
         t = Var(f"{loop.var.name}t", rest)
         at = Affine.of(t) + whole * lanes
-        out.append(For(t, lane_body(loop, at, fresh, Affine.of(t)), "simd"))
+        nbytes = loop.var.extent * max(s.dtype.itemsize for s in fresh)
+        short = rest <= SHORT_REST and nbytes <= SHORT_SUM
+        if alone and short and len(loop.body) == 1:
+            out += unroll(For(t, lane_body(loop, at, {}, Affine.of(t))))
+        else:
+            out.append(For(t, lane_body(loop, at, fresh, Affine.of(t)), "simd"))
     return tuple(out)
 
 
