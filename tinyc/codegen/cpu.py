@@ -7,6 +7,7 @@ from dataclasses import replace
 from tinyc.codegen import primitives as p
 from tinyc.codegen.conditions import store_changes, sum_for_readers
 from tinyc.codegen.contract import schedule_contractions
+from tinyc.codegen.gaps import over_gaps
 from tinyc.codegen.lines import Far, ask_ahead, stream_stores
 from tinyc.codegen.sums import in_blocks
 from tinyc.codegen.transpose import in_tiles
@@ -59,6 +60,7 @@ def rows_and_maps(body: tuple[Stmt, ...], kernel: LoopKernel, target: Target,
         ("sum in lanes", from_the_root(lambda s: lanes(s, target, choices))),
         ("hoist", everywhere(hoist_all)),
         ("inline single iterations", everywhere(inline_single)),
+        ("compute gaps between rows", everywhere(lambda s: over_gaps(s, target))),
         ("stream", everywhere(lambda s: stream_stores(s, kernel, far, target))),
         ("vectorize", everywhere(vectorize_all)),
         ("ask for rows", lambda body: tuple(ask_ahead(s, target) for s in body)),
