@@ -51,6 +51,9 @@ def _add_matmuls() -> None:
         common = {"b": b, "M": m, "K": k, "N": n, "flops": 2 * max(b, 1) * m * k * n}
         _add(name, "mm", "mm", threads=2, **common)
         _add(name + "_t1", "mm_t1", "mm", threads=1, **common)
+    for m in (4, 16, 64):  # a few rows times a matrix that is said not to change
+        flops = 2 * m * 1024 * 4096
+        _add(f"kept_{m}x1024x4096", "kept", "mm", b=0, M=m, K=1024, N=4096, frozen=1, flops=flops)
 
 
 def _add_convolutions() -> None:

@@ -36,9 +36,9 @@ def tensor(array: np.ndarray) -> Any:
     return tinyc.Tensor(np.ascontiguousarray(array))
 
 
-def operation(function: Callable, args: list) -> Case:
+def operation(function: Callable, args: list, frozen: Any = None) -> Case:
     """Return the case of a jitted function of tensors."""
-    jitted = tinyc.jit(function)
+    jitted = tinyc.jit(function, frozen=frozen)
 
     def run(n: int) -> Any:
         for _ in range(n):
@@ -281,6 +281,9 @@ def make(w: dict, mode: str) -> Case | None:
     function = function_of(w)
     if function is None:
         return None
+    if w.get("frozen"):
+        x, weight = args
+        return operation(lambda x: function(x, weight), [x], weight)
     if w.get("bwd"):
         return operation(gradients(function), args)
     return operation(function, args[:-1] if "bwd" in w else args)
