@@ -77,7 +77,7 @@ class Sampler:
         self.greedy = temperature == 0
         # A tensor, so that another temperature finds the same program.
         self.temperature = Tensor(np.float32(temperature))
-        self.step = tinyc.jit(self._step)
+        self.step = tinyc.jit(self._step, frozen=model)  # for several rows weights are packed
 
     def _step(self, token: Tensor) -> Tensor:
         logits = self.model.decode(token, self.cache)
