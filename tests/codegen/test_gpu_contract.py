@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from running import SPLITTING, Compiled, buffers, floats, interpreted, plan_of
 
-from tinyc.codegen import gpu_block, gpu_contract
+from tinyc.codegen import gpu_block, gpu_contract, gpu_parts
 from tinyc.codegen.cuda import program as cuda_program
 from tinyc.codegen.gpu_tile import Shape, Sums
 from tinyc.composites import attention, convolution, linear, reductions
@@ -21,10 +21,13 @@ from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
 from tinyc.ir.dtype import DType, bf16, f16, f32, numbers, stored
 from tinyc.ir.evaluate import evaluate
-from tinyc.ir.index import Var
+from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Combine,
+    Const,
+    Contraction,
     For,
+    Load,
     LoopKernel,
     MicroMma,
     Stmt,
@@ -261,6 +264,21 @@ def test_tiles_of_attention_agree_on_every_backend(long_rows, backend):
     graph = [y, *vjp([y], [nodes[3]], nodes[:3])]
     for mine, theirs in zip(Compiled(graph, device=backend)(memory), evaluate(graph, memory)):
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_rows_that_carry_something_on_are_not_divided(carried):
+    """for r: sums[0] (+)= x[r] * x[r] + ...; y[r] = sums[0]: a prefix sum has one order."""
+    x, y = Storage("x", 8, f32, "slot"), Storage("y", 8, f32, "slot")
+    sums, tile = Storage("sums", 1, f32, "scratch"), Storage("tile", 1, f32, "tile")
+    r, k, one, zero = Var("r", 8), Var("k", 1), Var("one", 1), Affine.const_of(0)
+    load = Load(x, Affine.of(r) + Affine.of(k))
+    add = Store(sums, zero, Load(tile, zero), "sum" if carried else None)
+    product = Contraction((one,), (), (k,), load, load, tile, (add,))
+    body = (Store(Storage("n", 1, f32, "register"), zero, Const(0.0, f32)),
+            For(r, (product, Store(y, Affine.of(r), Load(sums, zero)))))
+    kernel = LoopKernel("k", body, (), Var("chunk", 1))
+    assert (gpu_parts.in_parts(kernel, SMALL) is kernel) == carried
 
 
 def test_odd_numbers_stay_where_they_are_in_parts(monkeypatch):

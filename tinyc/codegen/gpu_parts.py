@@ -116,7 +116,7 @@ def sums_over(loop: For, before: tuple[Stmt, ...]) -> dict[Storage, Stmt] | None
         for storage, index in accesses(s):
             touched.setdefault(storage, []).append(index)
     for storage in stored_by(loop.body):
-        if storage in own_registers(loop.body) or (storage.role == "scratch" and all(
+        if storage in own_registers(loop.body) or (is_made_anew(storage, loop.body, before) and all(
                 loop.var not in i.free_vars() for i in touched[storage])):
             continue
         if storage in own or storage.role == "scratch":
@@ -131,6 +131,13 @@ def sums_over(loop: For, before: tuple[Stmt, ...]) -> dict[Storage, Stmt] | None
     others = [s for s in before if s not in sums.values()]
     kept = {s for s in stored_by(tuple(others)) if s.role not in ("register", "scratch")}
     return None if kept or uses_any(tuple(others), set(sums)) else sums
+
+
+def is_made_anew(storage: Storage, body: tuple[Stmt, ...], before: tuple[Stmt, ...]) -> bool:
+    """True for a scratch array that an iteration stores before it adds to it, if it does."""
+    first = next(s for s in statements(body) if isinstance(s, Store) and s.storage is storage)
+    return (storage.role == "scratch" and first.accumulate is None
+            and not uses_any(before, {storage}))
 
 
 def variables_of(stmt: Stmt) -> tuple[Var, ...]:
