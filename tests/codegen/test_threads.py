@@ -12,6 +12,7 @@ from tinyc.ir.dtype import bool_, f32, f64
 from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
     Alloc,
+    Await,
     Barrier,
     Combine,
     Const,
@@ -32,7 +33,7 @@ ZERO = Affine.const_of(0)
 X, Y = (Storage(name, 24, f32, "slot") for name in "xy")
 SUM = Storage("s", 1, f32, "register")
 WIDE = Storage("w", 1, f64, "register")
-ROW = Storage("row", T, f32, "shared")
+ROW, OTHER = (Storage(name, T, f32, "shared") for name in ("row", "other"))
 
 
 def at(v: Var | Affine) -> Affine:
@@ -117,6 +118,36 @@ def test_threads_that_wait_at_different_places_are_found() -> None:
         run_kernels([kernel(dealt(t, some, Barrier()))], {X: np.zeros(24, np.float32)})
 
 
+def brought(*, pending: int, waits: bool) -> LoopKernel:
+    """y = x backwards, through two groups of asynchronous stores into shared memory."""
+    i, j, k = Var("i", T), Var("j", T), Var("k", T)
+    first = dealt(i, Store(ROW, at(i), load(X, i), asynchronous=True))
+    second = dealt(k, Store(OTHER, at(k), load(X, k), asynchronous=True))
+    give = dealt(j, Store(Y, at(j), load(ROW, T - 1 - at(j))))
+    return kernel(first, Await(2), second, Await(pending), *([Barrier()] if waits else []), give)
+
+
+def test_asynchronous_stores_happen_when_their_thread_has_waited_for_them() -> None:
+    for pending in (0, 1):
+        np.testing.assert_array_equal(run(brought(pending=pending, waits=True))[:T],
+                                      np.arange(T)[::-1])
+    with pytest.raises(RaceError, match="row, which is on its way"):
+        run(brought(pending=2, waits=True))
+    with pytest.raises(RaceError, match="of row"):
+        run(brought(pending=0, waits=False))
+
+
+def test_what_an_asynchronous_store_overwrites_is_no_longer_read() -> None:
+    i, j = Var("i", T), Var("j", T)
+    read = dealt(j, Store(Y, at(j), load(ROW, T - 1 - at(j))))
+    ask = dealt(i, Store(ROW, at(i), load(X, i), asynchronous=True))
+    v = Var("v", T)
+    fill = dealt(v, Store(ROW, at(v), Const(1.0, f32)))
+    run(kernel(fill, Barrier(), read, Barrier(), ask, Await(0)))
+    with pytest.raises(RaceError, match="threads meet at byte .* of row"):
+        run(kernel(fill, Barrier(), read, ask, Await(0)))
+
+
 @pytest.mark.parametrize("body, message", [
     ((Store(Y, ZERO, Const(0.0, f32)),), "y is stored by every thread"),
     ((dealt(Var("i", 3), Barrier()),), "not all of them come"),
@@ -124,6 +155,11 @@ def test_threads_that_wait_at_different_places_are_found() -> None:
     ((dealt(Var("i", 3), dealt(Var("j", 3))),), "deals out iterations that are dealt out"),
     ((dealt(Var("i", 3), Store(Storage("big", 2000, f32, "shared"), ZERO, Const(0.0, f32))),),
      "8000 bytes of shared memory, of 1024"),
+    ((dealt(Var("i", T), Store(Y, ZERO, load(X, ZERO), asynchronous=True)),),
+     "y can't be stored asynchronously"),
+    ((dealt(Var("i", T), Store(ROW, ZERO, Const(0.0, f32), asynchronous=True)),),
+     "row can't be stored asynchronously"),
+    ((dealt(Var("i", 3), Await(0)),), "not all of them come"),
 ])
 def test_rules(body: tuple[Stmt, ...], message: str) -> None:
     with pytest.raises(VerifyError, match=message):

@@ -63,8 +63,14 @@ typedef void *Context;
 #else
 typedef ucontext_t Context;
 #endif
-struct Fiber { Context at; char *stack; dim3 place; int number; State state; };
-struct Warp { uint64_t slots[2][WARP]; int arrived, alive; unsigned turn; };
+struct Asked { void *to; const void *from; int bytes; };
+struct Fiber {
+  Context at; char *stack; dim3 place; int number; State state;
+  std::vector<Asked> asked;
+  std::vector<std::vector<Asked>> groups;
+};
+struct Words { uint64_t lanes[WARP][3]; };
+struct Warp { uint64_t slots[2][WARP]; Words words[2]; int arrived, alive; unsigned turn; };
 
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
@@ -169,17 +175,30 @@ template <class T> static inline T exchanged(T value, int source, int width) {
   return found;
 }
 
+// What all lanes of the warp have given, once all of them are here.
+static inline const Words &exchanged_words(uint64_t x, uint64_t y = 0, uint64_t z = 0) {
+  Warp &w = warps[running->number / WARP];
+  Words &all = w.words[w.turn];
+  uint64_t *mine = all.lanes[running->number % WARP];
+  mine[0] = x; mine[1] = y; mine[2] = z;
+  warp_barrier();
+  return all;
+}
+
 // 0, or 1 where threads wait for ever.
 static int run_block(bool backwards) {
   int n = fibers.size();
   alive = n; arrived = true_count = 0;
   for (size_t w = 0; w < warps.size(); w++)
-    warps[w] = Warp{{}, 0, std::min(WARP, n - (int)w * WARP), 0};
+    warps[w] = Warp{{}, {}, 0, std::min(WARP, n - (int)w * WARP), 0};
+  problem[0] = 0;
   for (int i = 0; i < n; i++) {
     unsigned x = block_size.x, y = block_size.y;
     fibers[i].place = {i % x, i / x % y, i / (x * y)};
     fibers[i].number = i;
     fibers[i].state = FRESH;
+    fibers[i].asked.clear();
+    fibers[i].groups.clear();
   }
   while (alive) {
     bool moved = false;
@@ -192,6 +211,7 @@ static int run_block(bool backwards) {
       enter(f);
       if (f.state == DONE) stacks.push_back(f.stack);
     }
+    if (problem[0]) return 1;
     if (moved) continue;
     snprintf(problem, sizeof problem,
              "%s: divergent barrier: %d of %d threads wait for the others in block %u", kernel,
@@ -274,7 +294,8 @@ static inline unsigned atomicInc(unsigned *p, unsigned last) {
   return old;
 }
 
-// The tile of a warp (tinyc/codegen/mma.py): each thread adds up its own sums.
+// Instructions of warps that kernels use by name (tinyc/codegen/mma.py): who has which number is
+// what the PTX ISA says of ldmatrix and of mma.
 static inline float emulated_tf32(float x) {
   unsigned bits;
   memcpy(&bits, &x, 4);
@@ -293,20 +314,86 @@ static inline float emulated_f16(unsigned short x) {
   memcpy(&value, &x, 2);
   return (float)value;
 }
-#define EMULATED_MMA(kind, T)                                                                    \
-  template <int HEIGHT, int WIDTH, int DEPTH, int A_ROW, int A_DEEP, int B_COLUMN, int B_DEEP>    \
-  static inline void tc_mma_##kind(float *sums, const T *a, const T *b, int lane) {              \
-    for (int n = 0; n < HEIGHT * WIDTH / 32; n++) {                                              \
-      const int i = n / 4 / (WIDTH / 8), j = n / 4 % (WIDTH / 8), r = n % 4;                      \
-      const int row = 16 * i + lane / 4 + 8 * (r / 2), column = 8 * j + lane % 4 * 2 + r % 2;     \
-      for (int k = 0; k < DEPTH; k++)                                                            \
-        sums[n] += emulated_##kind(a[row * A_ROW + k * A_DEEP]) *                                \
-                   emulated_##kind(b[column * B_COLUMN + k * B_DEEP]);                           \
+// Register n of a lane has two neighbours of line lane / 4 of matrix n, or of a column where turned.
+template <bool TURNED>
+static inline void tc_matrices(unsigned &r0, unsigned &r1, unsigned &r2, unsigned &r3,
+                               const unsigned short *p) {
+  unsigned *r[4] = {&r0, &r1, &r2, &r3};
+  const int lane = emulated_lane();
+  const unsigned short *lines[4][8];
+  if ((uintptr_t)p % 16) snprintf(emulator::problem, sizeof emulator::problem,
+                                  "%s: a line of ldmatrix is not aligned", emulator::kernel);
+  const emulator::Words &all = emulator::exchanged_words((uint64_t)(uintptr_t)p);
+  for (int n = 0; n < 4; n++)
+    for (int k = 0; k < 8; k++) lines[n][k] = (const unsigned short *)all.lanes[8 * n + k][0];
+  for (int n = 0; n < 4; n++) {
+    const int line = lane / 4, at = lane % 4 * 2;
+    const unsigned low = TURNED ? lines[n][at][line] : lines[n][line][at];
+    const unsigned high = TURNED ? lines[n][at + 1][line] : lines[n][line][at + 1];
+    *r[n] = low | high << 16;
+  }
+}
+static inline unsigned tc_tf32(float x) {
+  x = emulated_tf32(x);
+  unsigned bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+static inline float emulated_number_tf32(unsigned word, int) {
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+static inline float emulated_number_bf16(unsigned word, int half) {
+  return emulated_bf16(word >> 16 * half);
+}
+static inline float emulated_number_f16(unsigned word, int half) {
+  return emulated_f16(word >> 16 * half);
+}
+// c[0..1] are two neighbours of row lane / 4 of 16 x 8 sums, c[2..3] those eight rows below. A
+// register of an operand has `PACKED` points of the depth.
+#define EMULATED_MMA(kind, PACKED)                                                               \
+  static inline void tc_multiply_##kind(float *c, const unsigned *x, const unsigned *y) {        \
+    const emulator::Words &all = emulator::exchanged_words(                                      \
+        (uint64_t)x[0] << 32 | x[1], (uint64_t)x[2] << 32 | x[3], (uint64_t)y[0] << 32 | y[1]);  \
+    const int lane = emulated_lane();                                                            \
+    for (int r = 0; r < 4; r++) {                                                                \
+      const int row = lane / 4 + 8 * (r / 2), column = lane % 4 * 2 + r % 2;                     \
+      float sum = 0;                                                                             \
+      for (int k = 0; k < 8 * PACKED; k++) {                                                     \
+        const int far = k / (4 * PACKED), quad = k / PACKED % 4, half = k % PACKED;              \
+        const uint64_t *a = all.lanes[row % 8 * 4 + quad], *b = all.lanes[column * 4 + quad];    \
+        sum += emulated_number_##kind(a[far] >> (row < 8 ? 32 : 0), half) *                      \
+               emulated_number_##kind(b[2] >> (far ? 0 : 32), half);                             \
+      }                                                                                          \
+      c[r] += sum;                                                                               \
     }                                                                                            \
   }
-EMULATED_MMA(tf32, float)
-EMULATED_MMA(bf16, unsigned short)
-EMULATED_MMA(f16, unsigned short)
+EMULATED_MMA(tf32, 1)
+EMULATED_MMA(bf16, 2)
+EMULATED_MMA(f16, 2)
+
+// Asynchronous stores (tinyc/codegen/cuda.py) happen as late as they may: where the thread waits.
+// Until then there is NaN.
+template <int BYTES> static inline void tc_copy(void *to, const void *from, bool there) {
+  static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what cp.async copies");
+  if ((uintptr_t)to % BYTES || (there && (uintptr_t)from % BYTES))
+    snprintf(emulator::problem, sizeof emulator::problem, "%s: a copy of %d bytes is not aligned",
+             emulator::kernel, BYTES);
+  memset(to, 0xff, BYTES);
+  emulator::running->asked.push_back({to, there ? from : nullptr, BYTES});
+}
+template <int PENDING> static inline void tc_await() {
+  emulator::Fiber &f = *emulator::running;
+  f.groups.push_back(std::move(f.asked));
+  f.asked.clear();
+  while (f.groups.size() > PENDING) {
+    for (const emulator::Asked &c : f.groups.front())
+      if (c.from) memcpy(c.to, c.from, c.bytes);
+      else memset(c.to, 0, c.bytes);
+    f.groups.erase(f.groups.begin());
+  }
+}
 
 template <class T> static inline T __ldg(const T *p) { return *p; }
 template <class To, class From> static inline To emulated_bits(From x) {

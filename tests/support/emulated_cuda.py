@@ -36,7 +36,8 @@ CARD = Card("an emulated GPU", "", 4 << 30, 227 << 10, 3)
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
 SANITIZE = ("-fsanitize=address", "-g", "-fno-omit-frame-pointer")
-KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\((\d+)\)\s+(\w+)\(([^)]*)\)')
+KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\((\d+)(?:, \d+)?\)\s+'
+                    r"(\w+)\(([^)]*)\)")
 DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?(.*?) ?(\w+)\[\];")
 
 
@@ -259,8 +260,8 @@ class EmulatedDriver(cuda.CudaDriver):
 
     def compile(self, source: str) -> bytes:
         if nvidia_version():
-            # Matrix instructions begin with the second of them.
-            for arch in ARCHITECTURES["tc_mma_" in source:]:
+            # Matrix instructions and asynchronous stores begin with the second of them.
+            for arch in ARCHITECTURES["tc_mma_" in source or "tc_copy" in source:]:
                 cuda_compiler.compiled(source, arch)
         return compiled(source, self.flags)
 

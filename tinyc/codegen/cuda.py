@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinyc.codegen import mathfn
 from tinyc.codegen.blocks import BlockScope, small_indices
 from tinyc.codegen.c import CRenderer, Source, helper
 from tinyc.codegen.launch import assembled
-from tinyc.codegen.mma import mma_text
+from tinyc.codegen.mma import SHARED, mma_text
 from tinyc.codegen.render import TYPES, KernelText
 from tinyc.ir.dtype import DTYPES, DType
+from tinyc.ir.index import Affine, Var
 from tinyc.ir.loop import (
+    Await,
     Combine,
+    For,
+    Load,
     LoopKernel,
     MicroMma,
     Prefetch,
@@ -138,10 +142,32 @@ class CudaRenderer(CRenderer):
         return CudaScope(self, kernel, integer="int" if small_indices(kernel) else "long")
 
 
+# Asynchronous stores of BYTES each, of zeros where nothing is `there`; a thread waits for its own.
+COPY = """\
+#ifdef __CUDACC__
+template <int BYTES>
+TC_INLINE void tc_copy(void *to, const void *from, bool there) {
+  const unsigned at = (unsigned)__cvta_generic_to_shared(to), count = there ? BYTES : 0;
+  if (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(at), "l"(from), "r"(count) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :: "r"(at), "l"(from), "n"(BYTES), "r"(count) : "memory");
+}
+template <int PENDING>
+TC_INLINE void tc_await() {
+  asm volatile("cp.async.commit_group;\\n\\tcp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+}
+#endif"""
+
+
+@dataclass
 class CudaScope(BlockScope):
     """Names of one kernel in CUDA C++."""
 
     TABLE = "const long"
+    unrolled: set[Var] = field(default_factory=set)
     WAIT = "__syncthreads();"
 
     def combine(self, stmt: Combine) -> str:
@@ -154,6 +180,43 @@ class CudaScope(BlockScope):
         self.owner.helpers[f"combine_{name}"] = None
         r = self.storage(stmt.storage)
         return f"{r} = tc_combine_{name}<{width}, {threads}>({r}, thread, pool);"
+
+    def vector(self, stmt: For, depth: int) -> list[str]:
+        first = stmt.body[0]
+        if not isinstance(first, Store) or not first.asynchronous:
+            return super().vector(stmt, depth)
+        pad = "  " * depth
+        (lines,) = [self.copy(s, {stmt.var: Affine.const_of(0)}, stmt.var.extent, pad + "  ")
+                    for s in stmt.body if isinstance(s, Store)]
+        self.lengths[first] = len(lines)
+        return [pad + "{", *lines, pad + "}"]
+
+    def copy(self, stmt: Store, first: dict[Var, Affine], width: int, pad: str) -> list[str]:
+        """The asynchronous store of a number or, of all of a vector, at its `first` one."""
+        self.owner.helpers["copy"] = None
+        lines: list[str] = []
+        source = stmt.value
+        assert isinstance(source, Load)
+        tests = [self.expression(g, lines, pad) for g in source.guard]
+        to, origin = (self.address(s, index.substitute(first)) for s, index in (
+            (stmt.storage, stmt.index), (source.storage, source.index)))
+        nbytes = width * stmt.storage.dtype.itemsize
+        return [*lines, f"{pad}tc_copy<{nbytes}>({to}, {origin}, {' && '.join(tests) or 'true'});"]
+
+    def address(self, s: Storage, index: Affine) -> str:
+        """Where an element is: what differs between the copies of loops that are written out is
+        added last, so that one register serves them all, with constants beside it."""
+        apart = Affine.const_of(0)
+        for atom, count in index.terms:
+            inner = Affine(0, ((atom, 1),))
+            apart += inner * count if inner.free_vars() <= self.unrolled else 0
+        return " + ".join([self.storage(s), self.index(index - apart),
+                           *([self.index(apart)] if apart.terms else [])])
+
+    def loop(self, stmt: For, depth: int) -> list[str]:
+        if stmt.kind == "unroll":
+            self.unrolled.add(stmt.var)
+        return super().loop(stmt, depth)
 
     def atomic_sum(self, s: Storage, place: str, value: str) -> str:
         """The language's own function, which knows unsigned words only where they are long."""
@@ -168,10 +231,15 @@ class CudaScope(BlockScope):
     def statement(self, stmt: Stmt, depth: int) -> list[str]:
         if isinstance(stmt, MicroMma):
             return ["  " * depth + self.mma(stmt)]
+        if isinstance(stmt, Await):
+            self.owner.helpers["copy"] = None
+            return [f"{'  ' * depth}tc_await<{stmt.pending}>();"]
         return super().statement(stmt, depth)
 
     def mma(self, stmt: MicroMma) -> str:
         """The call of the tile of a warp."""
+        if stmt.kind != "tf32":
+            self.owner.helpers["matrices"] = None
         self.owner.helpers[f"mma_{stmt.kind}"] = None
         sizes = (stmt.height, stmt.width, stmt.depth, *stmt.a_steps, *stmt.b_steps)
         a, b = (f"{self.storage(x.storage)} + {self.index(x.index)}" for x in (stmt.a, stmt.b))
@@ -199,6 +267,10 @@ def helper_text(name: str) -> str:
     """The text of a helper function, for most that of GNU C."""
     if name == "check":
         return CHECK
+    if name == "copy":
+        return COPY
+    if name == "matrices":
+        return SHARED
     if name.startswith("mma_"):
         return mma_text(name.removeprefix("mma_"))
     if not name.startswith("combine_"):
@@ -220,8 +292,9 @@ def function_text(kernel: LoopKernel, text: KernelText, name: str, body: str,
     types = [("" if s in written else "const ") + TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, t in enumerate(types) for p in (f"{t} *__restrict__ b{i}", f"long f{i}")]
     parameters += ["char *scratch_memory", "long scratch_stride", "long *status", "long ran"]
+    bounds = ", ".join(str(n) for n in (text.threads, kernel.resident) if n)
     lines = [
-        f"extern \"C\" __global__ void __launch_bounds__({text.threads})",
+        f"extern \"C\" __global__ void __launch_bounds__({bounds})",
         f"{name}({', '.join(parameters)}) {{",
         "  const int chunk = blockIdx.x, thread = threadIdx.x;",
         *head_lines(text, body, stops),

@@ -16,7 +16,7 @@ from tinyc.codegen.forward import forward_stores, forwarded
 from tinyc.codegen.gpu_block import schedule_nest
 from tinyc.codegen.gpu_contract import schedule_product
 from tinyc.codegen.gpu_parts import has_products, in_parts
-from tinyc.codegen.gpu_tile import WARP
+from tinyc.codegen.gpu_shape import WARP
 from tinyc.codegen.gpu_transpose import in_tiles
 from tinyc.codegen.kept import GOOD
 from tinyc.codegen.parallel import chain_of, count, in_one, sharing, vector_width

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tinyc.codegen.gpu_contract import shapes_for
+from tinyc.codegen.gpu_operand import both
+from tinyc.codegen.gpu_shape import REACH, Shape
 from tinyc.codegen.gpu_thin import THREADS, is_thin, thin
-from tinyc.codegen.gpu_tile import REACH, Part, Shape, both, counts, epilogue, tile_statements
+from tinyc.codegen.gpu_tile import Part, counts, epilogue, tile_statements
 from tinyc.codegen.primitives import fresh_number, identity, renamed
 from tinyc.codegen.waits import Around, Item, Section, touched, with_barriers
 from tinyc.ir.cost import elements

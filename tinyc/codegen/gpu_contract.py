@@ -7,20 +7,23 @@ side has a few rows only, nothing is worth sharing: threads read what they multi
 """
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tinyc.codegen.gpu_thin import is_thin, thin
-from tinyc.codegen.gpu_tile import (
-    REACH,
-    Part,
+from tinyc.codegen.gpu_operand import can_copy, inside, nothing
+from tinyc.codegen.gpu_shape import (
+    BYTES,
+    MATRICES,
+    PIPELINED,
+    PIPELINED_MATRICES,
+    PLAIN,
     Shape,
-    counts,
-    epilogue,
-    inside,
-    nothing,
-    tile_statements,
+    cycles,
 )
+from tinyc.codegen.gpu_thin import is_thin, thin
+from tinyc.codegen.gpu_tile import Part, counts, epilogue, tile_statements
 from tinyc.codegen.mma import LEAST_ARCH
 from tinyc.codegen.panel import runs_along_rows
 from tinyc.ir.cost import elements
@@ -43,18 +46,8 @@ from tinyc.ir.loop import (
 )
 from tinyc.ir.program import Target
 
-# Tiles, best first. Eight by eight sums take 16 numbers from shared memory for 64 products; four by
-# four take 8 for 16, which shared memory gives at half the speed of the arithmetic.
-SHAPES = (Shape(128, 128, 8, 8, 8), Shape(128, 64, 16, 8, 4), Shape(64, 128, 16, 4, 8),
-          Shape(64, 64, 16, 4, 4), Shape(64, 32, 16, 4, 4), Shape(32, 64, 16, 4, 4),
-          Shape(32, 32, 16, 4, 4), Shape(16, 32, 16, 4, 4))
-# Tiles for matrix instructions, whose warps have high x wide sums each.
-MATRICES = (Shape(128, 128, 32, 64, 32), Shape(128, 64, 32, 32, 32), Shape(64, 128, 32, 32, 32),
-            Shape(64, 64, 32, 32, 32), Shape(32, 64, 32, 16, 32), Shape(32, 32, 32, 16, 16))
-# A multiprocessor, for each cycle: multiply-adds of each kind, bytes from the second-level cache;
-# the threads without which it waits, and its blocks, as `Target.chunks` counts them.
-PRODUCTS = {"": 128, "tf32": 512, "f16": 1024, "bf16": 1024}
-BYTES, BUSY, BLOCKS = 24, 256, 2
+# Threads without which a multiprocessor waits; its blocks, as `Target.chunks` counts them.
+BUSY, BLOCKS = 256, 2
 # What a second launch costs.
 LAUNCH = 4000
 # A part of the depth has at least so many points.
@@ -102,13 +95,14 @@ def schedule_product(kernel: LoopKernel, target: Target) -> LoopKernel | None:
         body = tile_statements(c, shape, where, "0",
                                lambda r, j, total: epilogue(c, r, j, total))
         return replace(kernel, body=(For(block, tuple(body), "chunk"),), chunk=chunk,
-                       threads=shape.threads)
+                       threads=shape.threads, resident=shape.resident)
     apart = Parts(found[1], loops, cut.parts)
     body = tile_statements(c, shape, where, "0", lambda r, j, total: (
         apart.keep(part, tuple(outer), r, j, total),))
     last = Var("last", -(-apart.size // FINISH_THREADS))
     return replace(kernel, body=(For(block, tuple(body), "chunk"),), chunk=chunk,
-                   threads=shape.threads, finish=apart.added(last, shape.threads), last=last)
+                   threads=shape.threads, resident=shape.resident,
+                   finish=apart.added(last, shape.threads), last=last)
 
 
 def lone_contraction(kernel: LoopKernel) -> tuple[tuple[Var, ...], Contraction] | None:
@@ -151,11 +145,13 @@ def choose_cut(c: Contraction, batch: int, target: Target, may_split: bool) -> C
     """The cut with which the busiest multiprocessor is done first."""
     m, n, k = elements(c.rows), elements(c.cols), elements(c.depth)
     options = []
-    for shape in shapes_for(c, target, SHAPES, k):
+    for shape in shapes_of(c, target):
         blocks = batch * -(-m // shape.rows) * -(-n // shape.cols)
         most = min(target.chunks // blocks, k // LEAST_DEPTH) if may_split else 1
         for p in dict.fromkeys((1, *(1 << i for i in range(1, max(1, most).bit_length())))):
-            time = cycles(shape, c, blocks * p, -(-k // p), target)
+            mine = -(-blocks * p * BLOCKS // target.chunks)
+            busy = min(1.0, mine * shape.threads / BUSY)
+            time = mine * -(-k // p) * cycles(shape, c, busy)
             if p > 1:
                 moved = 2 * p * batch * m * n * c.tile.dtype.itemsize
                 time += LAUNCH + moved * BLOCKS / (BYTES * target.chunks)
@@ -163,14 +159,10 @@ def choose_cut(c: Contraction, batch: int, target: Target, may_split: bool) -> C
     return min(options, key=lambda o: o[:2])[2]
 
 
-def cycles(shape: Shape, c: Contraction, blocks: int, depth: int, target: Target) -> float:
-    """How long the busiest multiprocessor takes for its blocks: to multiply, or to read operands
-    from the second-level cache."""
-    mine = -(-blocks * BLOCKS // target.chunks)
-    busy = min(1.0, mine * shape.threads / BUSY) * REACH[shape.high * shape.wide]
-    products = shape.rows * shape.cols / (PRODUCTS[shape.kind] * busy)
-    read = (shape.rows + shape.cols) * c.a.dtype.itemsize / BYTES
-    return mine * depth * max(products, read)
+def has_arch(target: Target, least: int) -> bool:
+    """True for CUDA with the instructions of a generation, such as 80."""
+    found = re.fullmatch(r"sm_(\d+)a?", target.arch)
+    return target.language == "cuda" and found is not None and int(found[1]) >= least
 
 
 def matrix_kind(c: Contraction, target: Target) -> str:
@@ -178,20 +170,43 @@ def matrix_kind(c: Contraction, target: Target) -> str:
 
     Halves always; f32 as tf32 only where the user has asked for that.
     """
-    found = re.fullmatch(r"sm_(\d+)a?", target.arch)
-    if target.language != "cuda" or found is None or int(found[1]) < LEAST_ARCH:
-        return ""
-    if c.tile.dtype is not f32 or c.a.dtype is not c.b.dtype:
+    if not has_arch(target, LEAST_ARCH) or c.tile.dtype is not f32 or c.a.dtype is not c.b.dtype:
         return ""
     if c.a.dtype.is_half:
         return c.a.dtype.name
     return "tf32" if c.a.dtype is f32 and target.tf32 else ""
 
 
+def shapes_of(c: Contraction, target: Target) -> list[Shape]:
+    """The tiles that a kernel can make of a contraction: by asynchronous stores where there are
+    some and they can bring both operands."""
+    kind = matrix_kind(c, target)
+    dtype = c.a.dtype if kind in ("f16", "bf16") else c.tile.dtype
+    if has_arch(target, LEAST_ARCH) and can_copy(c, dtype):
+        found = fitting(PIPELINED_MATRICES if kind else PIPELINED, kind, c, target)
+        if found:
+            return found
+    return shapes_for(c, target, PLAIN, elements(c.depth))
+
+
+def fitting(shapes: Sequence[Shape], kind: str, c: Contraction, target: Target) -> list[Shape]:
+    """Those of some shapes that a block has threads and memory for, not deeper than needed."""
+    least, k = 16 if kind else 8, elements(c.depth)
+    found = []
+    for s in shapes:
+        depth = s.depth
+        while depth > least and depth // 2 >= k:
+            depth //= 2
+        s = replace(s, kind=kind, depth=depth)
+        if s.threads <= target.threads and s.shared_bytes(c) <= target.shared:
+            found.append(s)
+    return found
+
+
 def shapes_for(c: Contraction, target: Target, plain: tuple[Shape, ...],
                k: int) -> list[Shape]:
-    """The tiles that a block of a target can make of a contraction; `plain` are those without
-    matrix instructions."""
+    """The tiles through registers that a block of a target can make of a contraction; `plain` are
+    those without matrix instructions."""
     kind = matrix_kind(c, target)
     least = 16 if kind else 8
     shapes = [replace(s, kind=kind, depth=least if k <= least else s.depth)
@@ -214,10 +229,9 @@ def limited(c: Contraction, shape: Shape) -> Affine:
 
 def tile_place(tile: Affine, down: int, across: int) -> tuple[Affine, Affine]:
     """(row, column) of a tile: blocks one after another go down groups of rows of tiles."""
-    if down % GROUP == 0 and across > 1:
-        group, column, row = unravel(tile, (down // GROUP, across, GROUP))
-        return group * GROUP + row, column
-    return tile // across, tile % across
+    size = math.gcd(down, GROUP)
+    group, column, row = unravel(tile, (down // size, across, size))
+    return group * size + row, column
 
 
 # -- parts of sums -------------------------------------------------------------------------------

@@ -6,19 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tinyc.codegen.gpu_tile import (
-    VECTOR,
-    WARP,
+from tinyc.codegen.gpu_operand import (
     Side,
     aligned,
     both,
     copied,
     element,
-    epilogue,
     inside,
     nothing,
     step,
 )
+from tinyc.codegen.gpu_shape import VECTOR, WARP
+from tinyc.codegen.gpu_tile import epilogue
 from tinyc.ir.cost import elements
 from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var

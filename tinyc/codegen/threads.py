@@ -3,7 +3,8 @@
 The threads of a block run one after the other, the last one first, up to where they wait for each
 other. What they may not rely on is an error: an element that one thread writes and another one uses
 before both have waited, an element that one block writes and another one uses, threads that wait
-at different places.
+at different places, an element that anybody uses while an asynchronous store to it is on its way.
+Such stores happen as late as they may.
 """
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from tinyc.codegen.interpret import Bad, Worker
 from tinyc.codegen.watch import Watcher
 from tinyc.ir.index import Affine
 from tinyc.ir.loop import (
+    Await,
     Barrier,
     Combine,
     Expr,
@@ -103,6 +105,7 @@ class Block:
         self.between = between
         self.inside = Log(kernel.name, "threads")
         self.own: dict[Storage, np.ndarray] = {}
+        self.on_their_way: set[Place] = set()
 
     def run(self, threads: Sequence[Thread], body: tuple[Stmt, ...]) -> Bad | None:
         """Run all threads to the end; the first index out of range that one has found."""
@@ -138,6 +141,15 @@ def pair(how: str, a: Any, b: Any) -> Any:
     return np.maximum(a, b) if how == "max" else a + b
 
 
+@dataclass
+class Asked:
+    """An asynchronous store: where to, and from which element of what, or zero."""
+
+    storage: Storage
+    at: int
+    found: tuple[np.ndarray, int] | None
+
+
 class Thread(Worker):
     """One thread of a block, with registers of its own."""
 
@@ -150,6 +162,8 @@ class Thread(Worker):
         self.waiting = waiting
         self.number = number
         self.at = 0
+        self.asked: list[Asked] = []
+        self.groups: list[list[Asked]] = []
 
     def array(self, s: Storage) -> np.ndarray:
         """The elements of a storage."""
@@ -181,6 +195,16 @@ class Thread(Worker):
                     yield from self.steps(stmt.body)
                 self.variables.pop(stmt.var, None)
 
+    def statement(self, stmt: Stmt) -> None:
+        if isinstance(stmt, Await):
+            self.groups.append(self.asked)
+            self.asked = []
+            while len(self.groups) > stmt.pending:
+                for asked in self.groups.pop(0):
+                    self.arrives(asked)
+        else:
+            super().statement(stmt)
+
     def iterations(self, loop: For) -> Sequence[int]:
         found = list(super().iterations(loop))
         return found[self.number::self.kernel.threads] if loop.kind == "thread" else found
@@ -192,7 +216,31 @@ class Thread(Worker):
         self.note(e.storage)
         return value
 
+    def ask(self, stmt: Store) -> None:
+        """Note an asynchronous store; its indices are those of now."""
+        source = stmt.value
+        assert isinstance(source, Load)
+        found: tuple[np.ndarray, int] | None = None
+        if all(self.holds(g) for g in source.guard):
+            found = self.array(source.storage), self.position(source.storage, source.index)
+            self.note(source.storage)
+        at = self.position(stmt.storage, stmt.index)
+        self.note(stmt.storage, True)
+        self.together.on_their_way.add((stmt.storage, at * stmt.storage.dtype.itemsize))
+        self.asked.append(Asked(stmt.storage, at, found))
+
+    def arrives(self, asked: Asked) -> None:
+        """Let an asynchronous store happen."""
+        s, self.at = asked.storage, asked.at
+        self.together.on_their_way.discard((s, asked.at * s.dtype.itemsize))
+        found = asked.found
+        self.array(s)[asked.at] = 0 if found is None else found[0][found[1]]
+        self.note(s, True)
+
     def store(self, stmt: Store) -> None:
+        if stmt.asynchronous:
+            self.ask(stmt)
+            return
         super().store(stmt)
         if stmt.accumulate and not stmt.atomic:
             self.note(stmt.storage)
@@ -205,6 +253,8 @@ class Thread(Worker):
         placed = s.role == "arena" and self.arena is not None
         first = s.offset if placed else 0
         place = s.within if placed else s, first + self.at * s.dtype.itemsize
+        if place in self.together.on_their_way:
+            self.together.inside.fail(place, f"{s.name}, which is on its way")
         logs = [(self.together.inside, self.number)]
         if s.role in GLOBAL:
             logs.append((self.together.between, self.chunk))

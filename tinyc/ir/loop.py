@@ -255,7 +255,8 @@ class Store:
     """storage[index] = value, or combined with it: accumulate is None, "sum" or "max".
 
     `note` names the member of the kernel that stores. What `streams` goes past the caches. An
-    `atomic` sum may meet others at its element, in any order.
+    `atomic` sum may meet others at its element, in any order. An `asynchronous` store of a load
+    into shared memory is only asked for: it happens at any time up to the `Await` that ends it.
     """
 
     storage: Storage
@@ -265,6 +266,7 @@ class Store:
     note: str = ""
     streams: bool = False
     atomic: bool = False
+    asynchronous: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +311,17 @@ class If:
 @dataclass(frozen=True, eq=False)
 class Barrier:
     """Every thread of the block waits for all; what they stored before is seen by all after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Await:
+    """A thread's asynchronous stores since its last `Await` become a group, and the thread waits
+    until of all its groups no more than the last `pending` are on their way.
+
+    Others see what has arrived after a `Barrier`.
+    """
+
+    pending: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -423,7 +436,7 @@ class MicroMma:
                 for r in range(4)]
 
 
-Stmt = (Store | Prefetch | Alloc | For | If | Barrier | Combine | Contraction | MicroKernel
+Stmt = (Store | Prefetch | Alloc | For | If | Barrier | Await | Combine | Contraction | MicroKernel
         | MicroPack | MicroMma)
 
 
@@ -576,7 +589,8 @@ class LoopKernel:
     Loops of kind "chunk" cover the share of the chunk that runs; `chunk` is its number. `lines`
     are the user's lines that members come from. With more than one of `threads` each chunk is a
     block of them, all of which run `body`; the loops of `finish` are for `last.extent` blocks, and
-    `last` is a block's number there.
+    `last` is a block's number there. `resident` blocks should share a multiprocessor's registers,
+    where that is not 0.
     """
 
     name: str
@@ -587,6 +601,7 @@ class LoopKernel:
     origins: tuple[Origin, ...] = ()
     lines: Mapping[str, Origin] = field(default_factory=dict)
     threads: int = 1
+    resident: int = 0
     last: Var = field(default_factory=lambda: Var("chunk", 1))
 
     @property

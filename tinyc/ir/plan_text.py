@@ -7,6 +7,7 @@ from tinyc.ir.cost import stage_work
 from tinyc.ir.loop import (
     Alloc,
     Apply,
+    Await,
     Barrier,
     Check,
     Combine,
@@ -110,6 +111,7 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         note = f"  # {stmt.note}" if stmt.note else ""
         parts, value = expr_parts(stmt.value)
         past = " past the caches" if stmt.streams else " atomically" if stmt.atomic else ""
+        past = " on its way" if stmt.asynchronous else past
         return [*(pad + part for part in parts),
                 f"{pad}{stmt.storage}[{stmt.index}] {sign} {value}{past}{note}"]
     if isinstance(stmt, For):
@@ -123,6 +125,8 @@ def statement_lines(stmt: Stmt, depth: int) -> list[str]:
         return [f"{pad}ask for {expr_text(stmt.load)}"]
     if isinstance(stmt, Barrier):
         return [f"{pad}wait"]
+    if isinstance(stmt, Await):
+        return [f"{pad}await all but {stmt.pending}" if stmt.pending else f"{pad}await all"]
     if isinstance(stmt, Combine):
         return [f"{pad}{stmt.storage} = {stmt.how} of {stmt.width or 'all'} threads"]
     if isinstance(stmt, Alloc):

@@ -4,11 +4,13 @@ from __future__ import annotations
 from tinyc.diagnostics import VerifyError
 from tinyc.ir.index import Var
 from tinyc.ir.loop import (
+    Await,
     Barrier,
     Combine,
     Contraction,
     For,
     If,
+    Load,
     LoopKernel,
     MicroKernel,
     MicroPack,
@@ -42,6 +44,8 @@ def verify_threads(kernel: LoopKernel, shared: int) -> None:
     - What others can see is stored below a loop that deals out iterations to threads.
     - Threads wait where all of them come: not below such a loop, unless each thread has one
       iteration of it, and not where a condition or a limit differs among threads.
+    - What is stored asynchronously is a number of an argument or the arena as it is, and goes to
+      an array on the chip.
     - Its arrays on the chip fit the `shared` bytes that there are.
     """
     for body in (kernel.body, kernel.finish):
@@ -78,6 +82,10 @@ class Rules:
                 self.block(stmt.body, variables, dealt)
 
     def store(self, stmt: Store, variables: set[Var], dealt: bool) -> None:
+        if stmt.asynchronous:
+            plain = isinstance(stmt.value, Load) and stmt.value.storage.role in ("slot", "arena")
+            if not plain or stmt.storage.role != "shared" or stmt.accumulate:
+                self.fail(f"{stmt.storage} can't be stored asynchronously")
         if stmt.storage.role in SEEN_BY_OTHERS:
             if not dealt:
                 self.fail(f"{stmt.storage} is stored by every thread")
@@ -101,7 +109,7 @@ class Rules:
         self.block(stmt.body, variables | {stmt.var} if varies else variables, dealt)
 
     def all_come(self, body: tuple[Stmt, ...]) -> None:
-        if any(isinstance(s, (Barrier, Combine)) for s in statements(body)):
+        if any(isinstance(s, (Await, Barrier, Combine)) for s in statements(body)):
             self.fail("threads wait where not all of them come")
 
     def differs(self, stmt: Stmt, variables: set[Var]) -> bool:
