@@ -215,7 +215,7 @@ def test_threads_of_a_warp_do_not_wait_for_banks(monkeypatch, number, dtype, kin
         for first in {0, kernel.threads - WARP}:
             at = [i * size for i in evaluated(found[0], range(first, first + WARP), thread)]
             least = max(1, lanes * size // 4)
-            narrow = s.asynchronous and dtype is not f32 and min(shape.rows, shape.cols) * size < 128
+            narrow = s.asynchronous and min(shape.rows, shape.cols) * size < 128
             assert waves(at, lanes * size) <= least * (2 if narrow else 1), (s.storage, lanes)
             if not s.asynchronous:
                 assert any(all(at[t] == at[t ^ step] for t in range(WARP)) for step in (1, 2)), (
