@@ -28,6 +28,7 @@ from tinyc.ir.loop import (
     Prefetch,
     Stmt,
     Storage,
+    Store,
     statements,
     stored_at,
 )
