@@ -38,7 +38,8 @@ from tinyc.ir.program import Launch
 # The name of what says that kernels before have found no index out of range.
 LIVE = "live"
 
-# Names of GNU C in OpenCL's words: helpers are one text for both.
+# Names of GNU C in OpenCL's words: helpers are one text for both. With TC_CLANG those of
+# Clang are taken as they are.
 DIALECT = """\
 #ifdef cl_khr_fp64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
@@ -50,13 +51,16 @@ typedef half tc_f16;
 #define __builtin_inf() as_double(0x7ff0000000000000ul)
 #define __builtin_nanf(text) as_float(0x7fc00000u)
 #define __builtin_nan(text) as_double(0x7ff8000000000000ul)
+#define __builtin_fmodf fmod
+#define __builtin_fmod fmod
+#ifndef TC_CLANG
 #define __builtin_floorf floor
 #define __builtin_floor floor
 #define __builtin_sqrtf sqrt
-#define __builtin_fmodf fmod
-#define __builtin_fmod fmod
+#define __builtin_sqrt sqrt
 #define __builtin_copysignf copysign
 #define __builtin_copysign copysign
+#endif
 """
 
 # The names of types that vectors are made of, where they differ.
@@ -120,7 +124,7 @@ OWN = {
     "bits_f64": _reinterpreted("ulong", "f64", "unsigned long"),
     "two_over_pi": mathfn.HELPERS["two_over_pi"][0].replace("static const", "__constant"),
     **{f"tc_{op.value}_f64": _library(op, 2 if op is Op.POW else 1)
-       for op in (Op.SIN, Op.ERF, Op.POW, Op.FLOOR, Op.SQRT)},
+       for op in (Op.SIN, Op.ERF, Op.POW)},
     # The sign changes nothing, but Intel's compiler crashes on sines and cosines of both the sine
     # and the cosine of a number, where it takes each pair together.
     "tc_cos_f64": "TC_INLINE double tc_cos_f64(double x) { return cos(-x); }\n",

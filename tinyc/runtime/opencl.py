@@ -28,6 +28,8 @@ NAME = "opencl"
 # Contractions of products and sums are wanted, laxer arithmetic is not, and no advice on style.
 OPTIONS = ("-cl-std=CL1.2", "-w")
 CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
+# Intel's compiler for CPUs is Clang, and does not vectorise loops that call functions of OpenCL.
+INTEL_PLATFORM, INTEL_OPTION = "Intel(R) OpenCL", "-DTC_CLANG"
 # The platform that finds errors in kernels, and claims to be of every type.
 SIMULATOR = "Oclgrind"
 # A device is only of use if it compiles this.
@@ -176,6 +178,8 @@ class OpenClDriver:
         self._compiled(cl.Program(self.context, PROBE))
         if device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
             self.options.append(CORRECT_DIVISION)
+        if device.platform.name == INTEL_PLATFORM:
+            self.options.append(INTEL_OPTION)
         version, name = device.platform.version, device.name
         self.key: Sequence[str] = (NAME, version, device.driver_version, name, *self.options)
         self.error: type[Exception] = cl.Error
