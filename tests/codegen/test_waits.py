@@ -137,3 +137,32 @@ def test_what_is_pending_before_a_loop_is_waited_for_once(recipe):
         copy(Y, lambda v: at(r) * N + at(v), shared, lambda v: 63 - at(v)),)))
     np.testing.assert_array_equal(y, np.tile(np.arange(N)[::-1], 4))
     assert barriers == 1
+
+
+def sum_of(source: Storage, extent: int, limit: Affine | None = None) -> For:
+    v = Var("i", extent)
+    return For(v, (Store(TOTAL, ZERO, Load(source, at(v)), "sum"),), "serial", limit)
+
+
+START = (Alloc(TOTAL), Store(TOTAL, ZERO, Const(0.0, f32)))
+
+
+@RECIPES
+def test_a_row_that_changes_between_passes_is_read_again(recipe):
+    """total = sum of x; x[3] = total; y = x."""
+    y, _ = run(recipe, *START, sum_of(X, N), Store(X, at(3), Load(TOTAL, ZERO)),
+               copy(Y, at, X, at))
+    np.testing.assert_array_equal(y[:N], [*range(3), sum(range(N)), *range(4, N)])
+
+
+def test_nothing_is_read_beyond_a_limit():
+    """Two passes over the first 20 of up to 30 numbers, where there are 20."""
+    short, v = Storage("short", 20, f32, "slot"), Var("i", 30)
+    kernel = LoopKernel("k", (), (), Var("chunk", 1))
+    limit = at(20) + Affine.of(kernel.chunk)
+    body = (*START, sum_of(short, 30, limit), For(v, (
+        Store(Y, at(v), Load(short, at(v))),), "serial", limit))
+    made = by_crew(LoopKernel("k", body, (), kernel.chunk))
+    y = np.zeros(4 * N, np.float32)
+    run_kernels([made], {short: np.arange(20, dtype=np.float32), Y: y})
+    np.testing.assert_array_equal(y[:20], np.arange(20))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from tinyc.codegen import primitives as p
-from tinyc.codegen.kept import Share, dealt, keep, share_of, uses_of
+from tinyc.codegen.kept import Share, dealt, keep, share_of, stored_by, uses_of
 from tinyc.codegen.parallel import Sharing, count, in_one, limit_of_all, vector_width
 from tinyc.codegen.spread import Costs
 from tinyc.codegen.waits import Around, Item, Section, touched, with_barriers
@@ -30,15 +30,17 @@ class Crew:
     costs: Costs
     shares: dict[tuple[int, int, bool], Share] = field(default_factory=dict)
     uses: Counter[Storage] = field(default_factory=Counter)
+    stored: set[Storage] = field(default_factory=set)
 
     def block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """Statements that all threads run together."""
-        self.uses = uses_of(body)
+        self.uses, self.stored = uses_of(body), stored_by(body)
         return with_barriers(self.items(body))
 
     def items(self, body: Iterable[Stmt]) -> list[Item]:
         """Statements divided among the threads."""
-        return keep([item for s in body for item in self.statement(s)], self.uses)
+        return keep([item for s in body for item in self.statement(s)], self.uses,
+                    self.stored)
 
     def statement(self, stmt: Stmt) -> list[Item]:
         """One statement, divided among the threads."""

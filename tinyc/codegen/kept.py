@@ -25,6 +25,7 @@ from tinyc.ir.loop import (
     loads,
     rewrite,
     statements,
+    stored_at,
     transform,
 )
 
@@ -39,8 +40,8 @@ def share_of(n: int, width: int, threads: int, fixed: bool) -> Share:
     """How n vectors are dealt out; the number of rounds is `fixed` if there is no limit."""
     rounds, part = -(-n // threads), Var("part", width)
     if fixed and 1 < rounds <= MOST // width:
-        return Share(Var("round", rounds), Var("lane", threads), part, n, threads)
-    return Share(None, Var("lane", n), part, n, threads)
+        return Share(Var("round", rounds), Var("lane", threads), part, n, threads, fixed)
+    return Share(None, Var("lane", n), part, n, threads, fixed)
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Share:
     part: Var
     vectors: int
     threads: int
+    fixed: bool
 
     @property
     def at(self) -> Affine:
@@ -111,14 +113,13 @@ def plain(stmt: Stmt) -> Iterator[Store]:
             yield from plain(s)
 
 
-def keep(items: list[Item], uses: Counter[Storage]) -> list[Item]:
+def keep(items: list[Item], uses: Counter[Storage], stored: set[Storage]) -> list[Item]:
     """Statements with numbers of rows in registers; `uses` is how often the kernel touches each
-    storage in all."""
+    storage in all, and `stored` what it stores to."""
     passes = [item for item in items if isinstance(item, Dealt) and keeps(item.share)]
     if len(passes) < 2:
         return items
     read = Counter(place for item in passes for place in dict.fromkeys(read_by(item)))
-    made = {s.storage for item in passes for stmt in item.body for s in plain(stmt)}
     table: dict[Place, tuple[Storage, Affine]] = {}
     fetched: dict[Place, Share] = {}
     left = MOST_OF_ALL
@@ -128,7 +129,7 @@ def keep(items: list[Item], uses: Counter[Storage]) -> list[Item]:
         for place in places_of(item):
             s, index = place
             own = is_own(s, index, passes, uses)
-            again = s not in made and read[place] > 1 and follows(index, share)
+            again = s not in stored and read[place] > 1 and follows(index, share)
             if place in table or share.size > left or not (own or again):
                 continue
             left -= share.size
@@ -141,7 +142,7 @@ def keep(items: list[Item], uses: Counter[Storage]) -> list[Item]:
 
 def keeps(share: Share | None) -> bool:
     """True if a thread's elements can be registers."""
-    return share is not None and share.size <= MOST and (
+    return share is not None and share.fixed and share.size <= MOST and (
         share.rounds is not None or share.vectors <= share.threads)
 
 
@@ -217,6 +218,11 @@ def exchanged(loop: Stmt, table: dict[Place, tuple[Storage, Affine]]) -> Stmt:
 
     (made,) = transform((loop,), visit)
     return made
+
+
+def stored_by(body: Iterable[Stmt]) -> set[Storage]:
+    """What statements store to."""
+    return {place[0] for stmt in statements(tuple(body)) for place in [stored_at(stmt)] if place}
 
 
 def uses_of(body: Iterable[Stmt]) -> Counter[Storage]:
