@@ -1,5 +1,5 @@
 # Everything is set up in .venv; stamps in it remember which extras are installed.
-#   make demo | test [PYTEST="-k fuse"] [WORKERS=1] | lint | bench [BENCH="-w mlp"] | standing | peers | clean
+#   make demo | test [PYTEST="-k fuse"] | lint | bench [BENCH="-w mlp"] | standing | peers | clean
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST ?=
-# Processes that share the tests, file by file: one for each core, a few at most.
+# Processes that share the tests, file by file: one for each core, a few at most; 0 for none.
 WORKERS ?= logical
 BENCH ?=
 PEERS := benchmarks/.venvs

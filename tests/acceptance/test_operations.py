@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from operations import FLOATS, GRAPHS, graphs
+from operations import FLOATS, GRAPHS, graphs, typed_graphs
 from running import Compiled, Memory, buffers, interpreted, native
 
 from tinyc.ir import build as b
+from tinyc.ir import dtype as d
 from tinyc.ir.dtype import f32
 from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import Node, node
@@ -17,6 +18,29 @@ from tinyc.ir.ops import Op
 def test_every_operation_is_here():
     # sizes that a program is called with are built in by now
     assert set(Op) - set(GRAPHS) <= {Op.VAR}
+
+
+REAL = {Op.EXP, Op.LOG, Op.SQRT, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.FLOOR, Op.DIV, Op.POW}
+BITS = {Op.AND, Op.OR, Op.XOR, Op.SHL, Op.SHR}
+COUNTS = {Op.IOTA, Op.NEG, Op.ADD, Op.SUB, Op.MUL, Op.IDIV, Op.MOD, Op.SHL, Op.SHR, Op.CONTRACT,
+          Op.REDUCE, Op.FOLD, Op.SCATTER_ADD}
+# Operations that a kind of type has not.
+NONE_OF = {"f": BITS, "i": REAL, "u": REAL, "b": REAL | COUNTS}
+
+
+@pytest.mark.parametrize("dtype", d.DTYPES.values(), ids=repr)
+def test_every_operation_runs_on_every_type_that_has_it(backend, dtype):
+    made, memory = typed_graphs(dtype)
+    written_otherwise = {Op.VAR, Op.CAST, Op.BITCAST}
+    assert {op for op in Op if op.name not in made} == NONE_OF[dtype.kind] | written_otherwise
+    assert sum(name.startswith("cast to") for name in made) == len(d.DTYPES) - 1
+    graphs = tuple(made.values())
+    found = Compiled(graphs, device=backend)(memory)
+    for name, a, e in zip(made, found, evaluate(graphs, memory), strict=True):
+        assert a.dtype == e.dtype and a.shape == e.shape, name
+        kind = made[name].dtype
+        near = 2 * d.finfo(kind).eps if kind.is_float else 0
+        np.testing.assert_allclose(d.numbers(a, kind), d.numbers(e, kind), near, near, err_msg=name)
 
 
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "unfused"])

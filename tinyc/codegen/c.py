@@ -350,7 +350,7 @@ FLOAT = {
     "idiv": "static inline {t} tc_{name}({t} a, {t} b) {{ if (b == 0) return a / b; "
             "{t} r = __builtin_fmod{f}(a, b), d = (a - r) / b; "
             "if (r != 0 && (b < 0) != (r < 0)) d -= 1; "
-            "if (d == 0) return __builtin_copysign{f}(0, a / b); "
+            "if (d == 0) return __builtin_copysign{f}(({t})0, a / b); "
             "{t} q = __builtin_floor{f}(d); return d - q > ({t})0.5 ? q + 1 : q; }}",
     "mod": "static inline {t} tc_{name}({t} a, {t} b) {{ {t} r = __builtin_fmod{f}(a, b); "
            "if (r == 0) return __builtin_copysign{f}(r, b); "
