@@ -21,7 +21,8 @@ from tinyc.ir.program import Target
 from tinyc.schedule.block import SHARE, block_size, cut, cut_body, edge_divisor, edge_size
 from tinyc.schedule.chains import Chain, Uses, find_chain, operand_bytes, wide_bytes
 from tinyc.schedule.skip import Edge, asks_indices, find_edge, limit_columns, outer_loops
-from tinyc.schedule.tiling import Tiling, find_softmax, repeat_tiles, split_softmax
+from tinyc.schedule.softmax import find_softmax, split_softmax
+from tinyc.schedule.tiling import Tiling, repeat_tiles
 
 # Rows, and columns, of a tile: at most, and at least.
 TILE = 512
@@ -134,7 +135,7 @@ def tile_chain(plan: Plan, chain: Chain, around: set[Var], most: int,
         return []
     first = chain.body[0]
     rows, columns = cut(plan, chain.rows, sizes[0]), cut(plan, chain.columns, sizes[1])
-    t = Tiling(plan, chain.body, rows, columns,
+    t = Tiling(plan, chain.body, rows, columns, outer_loops(plan, first, around),
                ends={s for s in chain.body if s not in chain.columns})
     for s in t.body:
         s.blocks = (t.rows[s], t.columns[s]) if s.kind == "contract" else ()

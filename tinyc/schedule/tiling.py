@@ -1,4 +1,4 @@
-"""Chains of products tile by tile: softmax in parts, and tiles made again for each loop over them.
+"""Chains of products tile by tile, and tiles made again for each loop over them.
 
 A chain whose rows and columns are cut (`schedule.online`) runs, for each block of rows, in loops
 over blocks of columns. What sums columns is complete after its loop; what reads that and tiles runs
@@ -7,22 +7,31 @@ in the next loop, for which the tiles are made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tinyc.ir.dtype import bool_
-from tinyc.ir.index import Affine, Var
-from tinyc.ir.loop import Apply, Const, Expr, Read, Storage, substitute, walk
+from tinyc.ir.index import Affine, Data, Var
+from tinyc.ir.loop import Apply, Expr, Read, Storage
 from tinyc.ir.ops import Op
 from tinyc.ir.plan import Buf, Plan, Stage, row_major
-from tinyc.schedule.chains import runs_at
 from tinyc.schedule.order import before_readers
 from tinyc.schedule.remake import read_from, repeated
+from tinyc.schedule.skip import own
+
+
+@dataclass
+class Redo:
+    """A loop over blocks of columns that runs for some blocks of rows alone: `count` says how many
+    blocks of columns, which are all or none; `sums` are what it is for."""
+
+    count: Stage
+    sums: set[Stage] = field(default_factory=set)
 
 
 @dataclass
 class Tiling:
-    """A chain that is cut; `rows` and `columns` are each member's variables over blocks.
+    """A chain that is cut; `rows` and `columns` are each member's variables over blocks, `loops`
+    those around all members.
 
     `parts` are sums of one block of columns; `ends`, which may have no columns at all, run between
     the loops over blocks of columns.
@@ -32,9 +41,15 @@ class Tiling:
     body: list[Stage]
     rows: dict[Stage, Var]
     columns: dict[Stage, Var]
+    loops: list[Var]
     parts: set[Stage] = field(default_factory=set)
     ends: set[Stage] = field(default_factory=set)
+    redo: Redo | None = None
     start: int = 0
+
+    def number(self) -> int:
+        """A number for a new member."""
+        return 1 + max(s.number for s in (*self.plan.stages, *self.body))
 
     def is_tile(self, stage: Stage) -> bool:
         """True if a member is made tile by tile, and may be made so again."""
@@ -47,10 +62,11 @@ class Tiling:
 
     def again(self, stage: Stage) -> Stage:
         """A copy of a member, as a member."""
-        number = 1 + max(s.number for s in (*self.plan.stages, *self.body))
-        copy = repeated(self.plan, stage, number)
+        copy = repeated(self.plan, stage, self.number())
         names = dict(zip((*stage.axes, *stage.red), (*copy.axes, *copy.red)))
         self.rows[copy], self.columns[copy] = names[self.rows[stage]], names[self.columns[stage]]
+        shared = self.plan.mapping[stage]
+        self.plan.mapping[copy] = {u: shared.get(v, v) for v, u in names.items()}
         self.body.append(copy)
         for s in self.plan.stages:  # what overwrites an operand waits for the copy, too
             if stage in s.after:
@@ -70,6 +86,21 @@ class Tiling:
         part.buf = Buf(storage, shape, row_major(shape))
         self.parts.add(part)
         return part
+
+    def block_value(self, part: Stage, like: Stage) -> Stage:
+        """A member with a value for each row and block of columns, as a part has; it bears the name
+        of another one."""
+        stage = self.again(part)
+        stage.node, stage.members = like.node, ()
+        stage.kind, stage.red = "map", ()
+        self.ends.add(stage)
+        return stage
+
+    def add_end(self, stage: Stage, row: Var) -> None:
+        """Add a stage that runs between loops over blocks of columns."""
+        self.body.append(stage)
+        self.rows[stage] = row
+        self.ends.add(stage)
 
     def place(self, stage: Stage) -> int:
         """Where blocks of columns stand among the axes of a part: behind blocks of rows."""
@@ -97,89 +128,6 @@ class Tiling:
         self.ends.add(stage)
 
 
-# -- softmax -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Softmax:
-    """The members exp(scores - shift) and their sums, where `shift` is a function of `top`, the
-    maximum of a row."""
-
-    top: Stage
-    exps: Stage
-    totals: list[Stage]
-    scores: Read
-    shift: Expr
-    at: tuple[Affine, ...]
-
-
-def find_softmax(t: Tiling, top: Stage) -> Softmax | None:
-    """The softmax that a maximum belongs to."""
-    if top.kind != "max" or not adds_rows(t, top):
-        return None
-    for exps in t.body:
-        match exps.expr:
-            case Apply(Op.EXP, (Apply(Op.SUB, (Read() as scores, shift)),)) if (
-                    scores.buf is top.reads[0].buf and runs_at(scores, exps.axes)):
-                at = only_read(shift, top)
-                totals = [s for s in t.body if s.kind == "sum" and adds_rows(t, s)
-                          and s.reads[0].buf is exps.buf]
-                if at is not None and totals:
-                    return Softmax(top, exps, totals, scores, shift, at)
-    return None
-
-
-def adds_rows(t: Tiling, stage: Stage) -> bool:
-    """True for the sum, or maximum, of whole rows of tiles."""
-    own = [v for v in stage.red if v.extent > 1]
-    return (isinstance(stage.expr, Read) and not stage.expr.guard and t.sums_columns(stage)
-            and t.rows[stage] in stage.axes and len(own) == 2)
-
-
-def only_read(expr: Expr, stage: Stage) -> tuple[Affine, ...] | None:
-    """Where an expression reads a stage's value, if that is all that it depends on."""
-    leaves = [e for e in walk(expr) if not isinstance(e, (Apply, Const))]
-    reads = [e for e in leaves if isinstance(e, Read) and e.buf is stage.buf and not e.guard]
-    same = len(reads) == len(leaves) > 0 and all(r.index == reads[0].index for r in reads)
-    return reads[0].index if same else None
-
-
-def split_softmax(t: Tiling, found: Softmax) -> None:
-    """Add up exponentials with a maximum for each block of columns, weighted at a row's end."""
-    exps, dtype = found.exps, found.exps.dtype
-    block = t.part(found.top)
-    at = t.place(block)
-    top = Read(block.buf, (*found.at[:at], Affine.of(t.columns[exps]), *found.at[at:]))
-    t.combine(found.top, block)
-    masked = Apply(Op.EQ, (top, Const(-math.inf, dtype)), bool_)  # -inf - -inf would be NaN
-    shift = Apply(Op.WHERE, (masked, Const(0.0, dtype), top), dtype)
-    local = t.again(exps)
-    t.compute(local, moved(exponential(found.scores, shift), exps.axes, local.axes), block)
-    weight = t.again(block)
-    weight.node, weight.members = exps.node, ()
-    weight.kind, weight.red = "map", ()
-    places = [v for i in top.index for v in [i.as_var()]]
-    t.compute(weight, moved(exponential(top, found.shift), places, weight.axes), block, found.top)
-    t.ends.add(weight)
-    for total in found.totals:
-        index = total.reads[0].index
-        part = t.part(total)
-        read_from(part, {exps.buf: local})
-        names = dict(zip(exps.axes, index))
-        scale = Read(weight.buf, tuple(i.substitute(names) for i in top.index))
-        t.combine(total, part, scale, weight)
-
-
-def exponential(x: Expr, shift: Expr) -> Expr:
-    """exp(x - shift)."""
-    return Apply(Op.EXP, (Apply(Op.SUB, (x, shift), x.dtype),), x.dtype)
-
-
-def moved(expr: Expr, old: Iterable[Var | None], new: Iterable[Var]) -> Expr:
-    """An expression in other variables."""
-    return substitute(expr, {v: Affine.of(u) for v, u in zip(old, new) if v is not None})
-
-
 # -- loops over blocks of columns ----------------------------------------------------------------
 
 
@@ -197,6 +145,8 @@ def repeat_tiles(t: Tiling) -> None:
             level[made[s, k]] = k
     for (s, k), version in made.items():
         read_from(version, {p.buf: made[p, k] for p in sources[s] if (p, k) in made})
+        if t.redo is not None and k == level[t.redo.count] and s not in t.ends:
+            run_if(t, version, t.redo.count)
     t.plan.storages = [x for x in t.plan.storages if x not in {s.buf.storage for s in dead}]
     t.body = [s for s in t.body if s not in dead]
     wait_for_loops(t, level)
@@ -208,12 +158,36 @@ def repeat_tiles(t: Tiling) -> None:
 
 
 def levels_of(t: Tiling) -> dict[Stage, int]:
-    """In which of the loops over blocks of columns each member runs; for ends, before which."""
-    level: dict[Stage, int] = {}
-    for s in t.body:
-        level[s] = max((level[p] + (t.sums_columns(p) or (s in t.ends and p not in t.ends))
-                        for p in s.producers if p in level), default=0)
+    """In which of the loops over blocks of columns each member runs; for ends, before which. A loop
+    that may be left out has its own sums alone."""
+    level = need_levels(t, t.body, {})
+    if t.redo is not None:
+        taken, own_sums = level[t.redo.count], t.redo.sums
+        others = {s: taken for s in t.body
+                  if not t.is_tile(s) and s not in t.ends and s not in own_sums}
+        level = need_levels(t, t.body, others)
     return level
+
+
+def need_levels(t: Tiling, body: list[Stage], taken: Mapping[Stage, int]) -> dict[Stage, int]:
+    """The first loop in which each member has what it needs, but for one that is taken."""
+    level: dict[Stage, int] = {}
+    for s in body:
+        first = max((level[p] + (t.sums_columns(p) or (s in t.ends and p not in t.ends))
+                     for p in s.producers if p in level), default=0)
+        level[s] = first + (taken.get(s) == first)
+    return level
+
+
+def run_if(t: Tiling, stage: Stage, count: Stage) -> None:
+    """Let a member run for as many blocks of columns as another one says."""
+    index = (*(own(t.plan, stage, u) for u in t.loops), Affine.of(t.rows[stage]))
+    read = Read(count.buf, index)
+    used = frozenset(v for i in index for v in i.free_vars())
+    column = t.columns[stage]
+    stage.limits = {column: Affine.of(Data(read, column.extent + 1, used))}
+    stage.reads = [*stage.reads, read]
+    stage.producers = [*stage.producers, count]
 
 
 def loops_that_read(t: Tiling, level: Mapping[Stage, int]) -> dict[Stage, set[int]]:
