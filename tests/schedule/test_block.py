@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from chains import Case, check, some_steps, steps_between
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running import Memory, buffers, floats, interpreted, plan_of, unexplained
+from running import Memory, buffers, floats, plan_of, unexplained
 
 from tinyc.composites import attention, linear, reductions
 from tinyc.ir import build as b
 from tinyc.ir.autograd import vjp
-from tinyc.ir.evaluate import evaluate
 from tinyc.ir.node import Node
 from tinyc.schedule import block
-
-Case = tuple[list[Node], Memory]
 
 
 @pytest.fixture
@@ -38,12 +36,6 @@ def both_ways(t: int = 24, batch: tuple[int, ...] = (2, 3)) -> Case:
 
 def blocks(outputs: list[Node]) -> list[int]:
     return [r.terms["rows"] for r in plan_of(outputs).remarks if r.pass_name == "block"]
-
-
-def check(case: Case) -> None:
-    outputs, memory = case
-    for got, want in zip(interpreted(outputs, memory), evaluate(outputs, memory)):
-        np.testing.assert_allclose(got, want, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("make", [forward, both_ways])
@@ -121,31 +113,9 @@ def test_what_reads_a_blocked_value_elsewhere_reads_the_same_elements(tiny_cache
     check((outputs, memory))
 
 
-STEPS = {
-    "tanh": b.tanh,
-    "half": lambda s: b.mul(s, 0.5),
-    "centred": lambda s: b.sub(s, b.max_(s, -1, True)),
-    "share": lambda s: b.div(b.exp(b.tanh(s)), b.sum_(b.exp(b.tanh(s)), -1, True)),
-    "softmax": reductions.softmax,
-    "of columns": lambda s: reductions.softmax(s, -2),
-    "turned": lambda s: b.permute(s, (*range(len(s.shape) - 2), -1, -2)),
-    "with its mirror": lambda s: b.add(s, b.permute(s, (*range(len(s.shape) - 2), -1, -2))),
-    "kept": b.materialize,
-    "less its total": lambda s: b.sub(s, b.mul(b.sum_(s, (-1, -2), True), 0.01)),
-}
-
-
 @pytest.mark.parametrize("gradient", [False, True])
-@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4),
-       st.sampled_from([(), (3,), (2, 2)]))  # fmt: skip
+@given(some_steps, st.sampled_from([(), (3,), (2, 2)]))
 @settings(max_examples=60, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 def test_any_chain_between_two_products(tiny_cache, gradient, steps, batch):
-    (q, k, v, g), memory = buffers(*(floats(*batch, 8, 4, seed=i) for i in range(4)))
-    scores = linear.matmul(q, STEPS["turned"](k))
-    for name in steps:
-        scores = STEPS[name](scores)
-    outputs = [linear.matmul(scores, v)]
-    if gradient:
-        outputs += vjp(outputs, [g], [q, k, v])
-    check((outputs, memory))
+    check(steps_between(steps, batch, gradient))

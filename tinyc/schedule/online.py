@@ -2,11 +2,9 @@
 
 Complete rows (`schedule.block`) lose where rows, and what stands along the columns, leave the
 caches, and need a loop around them. Here one loop over blocks of columns makes the scores of a
-tile and all that is summed of them. A softmax needs the maximum and the sum of a row before it has
-a share of it: so each block of columns has a maximum, a sum and products of its own, and at the end
-of the row these are combined, each weighted with exp(its maximum - that of the row); see Milakov
-and Gimelshein, "Online normalizer calculation for softmax" (2018). What needs complete rows, as
-gradients do, runs in a second loop over the blocks, which makes the tiles again.
+tile and all that is summed of them, a softmax and its sums of shares among it (`schedule.softmax`).
+What needs complete rows, as gradients do, runs in a second loop over the blocks, which makes the
+tiles again.
 """
 from __future__ import annotations
 
@@ -24,18 +22,22 @@ from tinyc.schedule.skip import Edge, asks_indices, find_edge, limit_columns, ou
 from tinyc.schedule.softmax import find_softmax, split_softmax
 from tinyc.schedule.tiling import Tiling, repeat_tiles
 
-# Rows, and columns, of a tile: at most, and at least.
+# Columns, and rows, of a tile: at most, and at least.
 TILE = 512
 MIN_TILE = 32
+# So many tiles are in the second-level cache at once.
+TILES = 2
 # So many blocks of rows there are at least: for chunks, and since one of each block is half empty
 # where columns end at an edge.
 BLOCKS = 16
 # A product is cut into tiles if it is so many times as large as its operands.
 WIDER = 4
 # On the chip of a GPU there is room for so many tiles.
-TILES = 8
-# What stands along the columns may take this share of the last-level cache where rows are complete.
+CHIP_TILES = 8
+# What stands along the columns may take this share of the last-level cache where rows are complete,
+# and tiles would be made again for sums over rows; and this one where they are made once.
 COLUMNS_SHARE = 4
+ONCE_SHARE = 8
 
 
 def tile_chains(plan: Plan, target: Target) -> list[Remark]:
@@ -55,7 +57,7 @@ def tile_chains(plan: Plan, target: Target) -> list[Remark]:
         if sum(s.kind == "contract" for s in chain.body) < 2:
             continue
         if is_long(plan, chain, start, around, target):
-            remarks += tile_chain(plan, chain, around, most_of(target), checks)
+            remarks += tile_chain(plan, chain, around, target, checks)
         elif not around:  # with a loop around them `block_rows` cuts them
             remarks += cut_rows(plan, chain, wide_bytes(start), target, checks)
     return remarks
@@ -66,14 +68,16 @@ def is_long(plan: Plan, chain: Chain, start: Stage, around: set[Var], target: Ta
     of threads, the fewest rows of a product do not fit the chip."""
     if target.threads > 1:
         return MIN_TILE * chain.columns[start].extent * start.dtype.itemsize > target.shared
-    return standing_bytes(chain, around, plan) > target.l3 // COLUMNS_SHARE
+    return standing_bytes(chain, around, plan) > target.l3 // columns_share(chain)
 
 
-def most_of(target: Target) -> int:
-    """The rows or columns of a tile at most; several tiles fit the chip, where there is one."""
+def most_of(target: Target) -> tuple[int, int]:
+    """Rows and columns of a tile at most; several tiles fit the second-level cache, or the chip of
+    a GPU."""
     if target.threads == 1:
-        return TILE
-    return max(MIN_TILE, math.isqrt(target.shared // (TILES * f32.itemsize)))
+        return target.l2 // (TILES * TILE * f32.itemsize), TILE
+    side = max(MIN_TILE, math.isqrt(target.shared // (CHIP_TILES * f32.itemsize)))
+    return side, side
 
 
 def is_large(stage: Stage, target: Target) -> bool:
@@ -92,6 +96,12 @@ def loops_around(plan: Plan, chain: Chain) -> set[Var]:
             return around
         around.add(holds[0].var)
         inside = holds[0].body
+
+
+def columns_share(chain: Chain) -> int:
+    """The part of the last-level cache that is for what stands along the columns."""
+    again = any(chain.rows[s] in s.red for s in chain.body)
+    return COLUMNS_SHARE if again else ONCE_SHARE
 
 
 def standing_bytes(chain: Chain, around: set[Var], plan: Plan) -> int:
@@ -126,11 +136,11 @@ def cut_rows(plan: Plan, chain: Chain, nbytes: int, target: Target,
     return [cut_body(plan, chain.body, chain.rows, size, edge, checks)] if size else []
 
 
-def tile_chain(plan: Plan, chain: Chain, around: set[Var], most: int,
+def tile_chain(plan: Plan, chain: Chain, around: set[Var], target: Target,
                checks: dict[tuple, Stage]) -> list[Remark]:
     """Cut one chain; no remark if it has no tiles."""
     edge = edge_of(plan, chain, around)
-    sizes = tile_sizes(chain, edge, most)
+    sizes = tile_sizes(chain, edge, target)
     if not all(sizes):
         return []
     first = chain.body[0]
@@ -145,29 +155,36 @@ def tile_chain(plan: Plan, chain: Chain, around: set[Var], most: int,
     for s in tuple(t.body):
         found = find_softmax(t, s)
         if found is not None:
-            split_softmax(t, found)
+            # A tile on the chip of a GPU is too small for sums of its own.
+            split_softmax(t, found, sums=target.threads == 1)
     repeat_tiles(t)
     put_back(t)
     message = f"runs in tiles of {sizes[0]} rows and {sizes[1]} columns" + (
-        "" if edge is None else ", as far as columns count")
+        "" if edge is None else ", as far as columns count") + (
+        "" if t.redo is None else "; sums of shares are combined from blocks of columns, and made "
+        "anew where one is not finite")
     return [Remark("applied", "online", first.name, message, first.node.origin,
                    {"rows": sizes[0], "columns": sizes[1], "members": len(t.body)})]
 
 
-def tile_sizes(chain: Chain, edge: Edge | None, most: int) -> tuple[int, int]:
-    """Rows and columns of a tile, at most `most`, divisors of all; 0 if there are none."""
+def tile_sizes(chain: Chain, edge: Edge | None, target: Target) -> tuple[int, int]:
+    """Rows and columns of a tile, divisors of all; 0 if there are none."""
     first = next(s for s in chain.body if s in chain.columns)
+    row, column = chain.rows[first], chain.columns[first]
+    rows, columns = most_of(target)
     if edge is not None:
-        return (edge_divisor(edge, most_along(chain.rows[first], most), 2),) * 2
-    rows, columns = (
-        next((n for n in range(most_along(v, most), MIN_TILE - 1, -1) if v.extent % n == 0), 0)
-        for v in (chain.rows[first], chain.columns[first]))
-    return rows, columns
+        return (edge_divisor(edge, most_along(row, columns), 2),) * 2
+    return divisor(row, most_along(row, rows)), divisor(column, most_along(column, columns))
 
 
 def most_along(v: Var, most: int) -> int:
     """The rows or columns of a tile at most."""
     return min(most, max(MIN_TILE, v.extent // BLOCKS), v.extent // 2)
+
+
+def divisor(v: Var, most: int) -> int:
+    """The largest divisor of an extent for a tile, at most `most`; 0 if there is none."""
+    return next((n for n in range(most, MIN_TILE - 1, -1) if v.extent % n == 0), 0)
 
 
 def take_out(t: Tiling) -> None:

@@ -81,12 +81,12 @@ def only_read(expr: Expr, stage: Stage) -> tuple[Affine, ...] | None:
     return reads[0].index if same else None
 
 
-def split_softmax(t: Tiling, found: Softmax) -> None:
-    """Add up exponentials with a maximum for each block of columns, weighted at a row's end; so,
-    too, what is summed of shares, once for each chain."""
+def split_softmax(t: Tiling, found: Softmax, sums: bool) -> None:
+    """Add up exponentials with a maximum for each block of columns, weighted at a row's end; with
+    `sums` so, too, what is summed of shares, once for each chain."""
     late = behind(t, found.top)
     parts = split_totals(t, found)
-    for shares in t.body:
+    for shares in t.body if sums else ():
         match shares.expr:
             case Apply(Op.DIV, (Read() as x, scale)) if (
                     x.buf is found.exps.buf and runs_at(x, shares.axes) and t.redo is None):
