@@ -194,7 +194,7 @@ def fitting(shapes: Sequence[Shape], kind: str, c: Contraction, target: Target) 
     least, k = 16 if kind else 8, elements(c.depth)
     found = []
     for s in shapes:
-        depth = s.depth
+        depth = s.depth // 2 if kind == "tf32" else s.depth
         while depth > least and depth // 2 >= k:
             depth //= 2
         s = replace(s, kind=kind, depth=depth)

@@ -87,6 +87,7 @@ PIPELINED = (Shape(128, 128, 16, 8, 8, "", 3), Shape(128, 64, 16, 8, 4, "", 4),
              Shape(64, 128, 16, 4, 8, "", 4), Shape(64, 64, 16, 4, 4, "", 4),
              Shape(64, 32, 16, 4, 4, "", 4), Shape(32, 64, 16, 4, 4, "", 4),
              Shape(32, 32, 32, 4, 4, "", 4), Shape(16, 32, 32, 4, 4, "", 4))
+# The depths are for halves; of f32, whose numbers take twice the memory, it is half of them.
 PIPELINED_MATRICES = (
     Shape(128, 256, 64, 64, 64, "", 4), Shape(256, 128, 64, 64, 64, "", 4),
     Shape(128, 128, 64, 64, 64, "", 3), Shape(128, 64, 64, 64, 32, "", 3),
