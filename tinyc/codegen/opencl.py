@@ -199,9 +199,9 @@ class OpenClScope(BlockScope):
     def tile_name(self, stmt: MicroKernel, part: DepthPart) -> str:
         """The name of the register tile for the operands' memory, which the program then has."""
         spaces = tuple(space(s) for s in (stmt.a.storage, stmt.b.storage, stmt.tile))
-        # one for all kinds of depth that one call goes over
+        # one for all kinds of depth, another for calls that add to what is there
         name = f"{super().tile_name(stmt, part).removesuffix(WINDOW)}_{initials(spaces)}"
-        several = bool(part.around or part.before)
+        several = bool(part.around or part.before) or stmt.more != Affine.const_of(0)
         name += "_block" if several else ""
         self.owner.shared[name] = tile_function(name, stmt, spaces, several)
         return name
