@@ -15,7 +15,7 @@ from tinyc.codegen import mathfn
 from tinyc.diagnostics import CompileError, CompilerNotFound, TinycWarning
 from tinyc.runtime import cache as cache_module
 from tinyc.runtime import device as device_module
-from tinyc.runtime import toolchain
+from tinyc.runtime import processes, toolchain
 from tinyc.runtime.toolchain import (
     Unit,
     compile_libraries,
@@ -364,3 +364,23 @@ def test_an_interrupt_ends_the_compiler_and_leaves_nothing(tmp_path, cache):
     output, error = child.communicate(timeout=30)
     assert output.split() == ["interrupted", "5"], error
     assert group_ends(int(pid.read_text()))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads /proc")
+def test_an_interrupt_while_a_compiler_is_started_ends_it(tmp_path, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def interrupted(*args, **options):
+        started.append(popen(*args, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            processes.run(["sleep", "60"], tmp_path, 70)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert group_ends(started[0].pid)

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -22,21 +23,28 @@ class Process:
         environment = {**os.environ, "LC_ALL": "C"}
         if work is not None:
             environment["TMPDIR"] = str(work)
-        with _interrupts_held():
-            self._process = subprocess.Popen(
-                line,
-                cwd=work,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        try:
+            with _interrupts_held():
+                self._process = subprocess.Popen(
+                    line,
+                    cwd=work,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except KeyboardInterrupt:  # it was put off until the process had started
+            self._end()
+            raise
 
     def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -60,12 +68,22 @@ class Process:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Put Ctrl-C off, so that a process that was started is known before the block is left."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    """Put Ctrl-C off, so that a process that was started is known before the block is left.
+
+    A signal mask would not do: another thread would take the signal, and Python raises it here.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # nothing is raised in this thread
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if held:
+            before(signal.SIGINT, None)
 
 
 def run(line: list[str], work: Path | None, seconds: float) -> tuple[int, str]:
