@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tinyc.ir.choices import Choices
-from tinyc.ir.loop import Contraction, For, LoopKernel, Store, statements
+from tinyc.ir.loop import Contraction, For, LoopKernel, Store, holds, statements
 from tinyc.ir.program import Target
 
 MOST = 8
@@ -21,7 +21,7 @@ def alternatives(kernel: LoopKernel, target: Target) -> list[Choices]:
     One thing is changed at a time. A choice that changes nothing of a kernel is harmless.
     """
     found: list[Choices] = []
-    contractions = any(isinstance(s, Contraction) for s in statements(kernel.body))
+    contractions = holds(kernel.body, Contraction)
     if contractions:
         found += [Choices(tile=tile) for tile in tiles(target)]
         found += [Choices(pack=pack) for pack in (True, False)]

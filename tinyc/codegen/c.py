@@ -32,8 +32,7 @@ from tinyc.ir.loop import (
     Storage,
     Store,
     loads,
-    statements,
-    stored_at,
+    stored_in,
 )
 
 RUNTIME = """\
@@ -543,8 +542,7 @@ def line_members(kernel: LoopKernel, text: KernelText, function: str) -> tuple[s
 
 def overwrites(body: tuple[Stmt, ...]) -> bool:
     """True if statements store into an argument that the program also reads."""
-    places = [place[0] for place in map(stored_at, statements(body)) if place is not None]
-    return any(s.role == "slot" and s.name.startswith("in") for s in places)
+    return any(s.role == "slot" and s.name.startswith("in") for s in stored_in(body))
 
 
 STEP = """\

@@ -25,7 +25,7 @@ from tinyc.ir.loop import (
     loads,
     loads_of,
     statements,
-    stored_at,
+    stored_in,
     walk,
 )
 from tinyc.ir.ops import Op
@@ -126,8 +126,7 @@ def is_long(loop: For, places: list) -> bool:
 
 def written(body: tuple[Stmt, ...]) -> set[Storage]:
     """The storages that statements, and those below them, store to or declare."""
-    places = {place[0] for place in map(stored_at, statements(body)) if place is not None}
-    return places | {s.storage for s in statements(body) if isinstance(s, Alloc)}
+    return {*stored_in(body)} | {s.storage for s in statements(body) if isinstance(s, Alloc)}
 
 
 def reads(value: Expr, storages: set[Storage]) -> bool:

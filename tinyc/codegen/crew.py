@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from tinyc.codegen import primitives as p
-from tinyc.codegen.kept import Share, dealt, keep, share_of, stored_by, uses_of
+from tinyc.codegen.kept import Share, dealt, keep, share_of, uses_of
 from tinyc.codegen.parallel import Sharing, count, in_one, limit_of_all, vector_width
 from tinyc.codegen.spread import Costs
 from tinyc.codegen.waits import Around, Item, Section, touched, with_barriers
 from tinyc.ir.index import Affine
-from tinyc.ir.loop import Alloc, Combine, For, If, Load, Stmt, Storage, Store
+from tinyc.ir.loop import Alloc, Combine, For, If, Load, Stmt, Storage, Store, stored_in
 from tinyc.ir.verify_loops import SEEN_BY_OTHERS
 
 ZERO = Affine.const_of(0)
@@ -30,11 +30,11 @@ class Crew:
     costs: Costs
     shares: dict[tuple[int, int, bool], Share] = field(default_factory=dict)
     uses: Counter[Storage] = field(default_factory=Counter)
-    stored: set[Storage] = field(default_factory=set)
+    stored: dict[Storage, None] = field(default_factory=dict)
 
     def block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """Statements that all threads run together."""
-        self.uses, self.stored = uses_of(body), stored_by(body)
+        self.uses, self.stored = uses_of(body), stored_in(body)
         return with_barriers(self.items(body))
 
     def items(self, body: Iterable[Stmt]) -> list[Item]:

@@ -29,8 +29,7 @@ from tinyc.ir.loop import (
     Stmt,
     Storage,
     Store,
-    statements,
-    stored_at,
+    stored_in,
 )
 from tinyc.ir.ops import Op
 from tinyc.ir.program import Launch
@@ -288,8 +287,7 @@ def helper_text(name: str) -> str:
 def function_text(kernel: LoopKernel, text: KernelText, name: str, body: str,
                   stops: bool) -> str:
     """A function of a kernel; where it `stops`, it does nothing after a bad index."""
-    written = {place[0] for place in map(stored_at, statements(kernel.body + kernel.finish))
-               if place is not None}
+    written = stored_in(kernel.body + kernel.finish)
     types = [("" if s in written else "const ") + TYPES[s.dtype.name] for s in text.storages]
     parameters = [p for i, t in enumerate(types) for p in (f"{t} *__restrict__ b{i}", f"long f{i}")]
     parameters += ["char *scratch_memory", "long scratch_stride", "long *status", "long ran"]

@@ -15,7 +15,7 @@ from tinyc.codegen.crew import Crew
 from tinyc.codegen.forward import forward_stores, forwarded
 from tinyc.codegen.gpu_block import schedule_nest
 from tinyc.codegen.gpu_contract import schedule_product
-from tinyc.codegen.gpu_parts import has_products, in_parts
+from tinyc.codegen.gpu_parts import in_parts
 from tinyc.codegen.gpu_shape import WARP
 from tinyc.codegen.gpu_transpose import in_tiles
 from tinyc.codegen.kept import GOOD
@@ -27,6 +27,7 @@ from tinyc.ir.dtype import bool_
 from tinyc.ir.index import Affine, Var, unravel
 from tinyc.ir.loop import (
     Alloc,
+    Contraction,
     Expr,
     For,
     If,
@@ -36,6 +37,7 @@ from tinyc.ir.loop import (
     Storage,
     Store,
     Within,
+    holds,
     limits_of,
     replace_storage,
     rewrite,
@@ -61,7 +63,7 @@ def schedule(kernel: LoopKernel, target: Target) -> LoopKernel:
     if kernel.threads > 1:  # it was made for blocks, but for its end
         if kernel.finish:
             kernel = finished(kernel, prepared(kernel.finish), Costs(), target)
-    elif target.threads >= WARP and has_products(kernel.body):
+    elif target.threads >= WARP and holds(kernel.body, Contraction):
         parts = in_parts(kernel, target)
         kernel = schedule_product(kernel, target) or schedule_nest(parts, target)
         if kernel.finish is parts.finish and parts.finish:
@@ -257,9 +259,7 @@ def columns_outside(stmt: Stmt) -> Body:
     if found is None or found[1].sums or not sums_over(stmt.var, found[0][-1].body):
         return (stmt,)
     loops = found[0]
-    turned: Stmt = replace(stmt, body=loops[-1].body)
-    for loop in reversed(loops):
-        turned = replace(loop, body=(turned,))
+    (turned,) = p.around_all(loops, (replace(stmt, body=loops[-1].body),))
     assert isinstance(turned, For)
     shares = chain_of(turned)
     return (turned,) if shares is not None and not shares[1].sums else (stmt,)

@@ -35,6 +35,7 @@ from tinyc.ir.loop import (
     Store,
     Within,
     free_vars,
+    holds,
     loads_of,
     replace_storage,
     rewrite,
@@ -66,11 +67,6 @@ class Group:
     size: int
     lane: Affine
     valid: tuple[Within, ...] = ()
-
-
-def holds(stmt: Stmt, kind: type | tuple[type, ...]) -> bool:
-    """True if a statement, or one below it, is of a kind."""
-    return any(isinstance(s, kind) for s in statements((stmt,)))
 
 
 def outward(body: tuple[Stmt, ...]) -> list[Store]:
@@ -187,7 +183,7 @@ class Together:
 
     def loop(self, stmt: For, group: Group) -> list[Item]:
         """A loop, divided among the threads of a group if that is legal."""
-        if stmt.kind == "chunk" or holds(stmt, Contraction):
+        if stmt.kind == "chunk" or holds((stmt,), Contraction):
             return self.serial(stmt, group)
         nest = nest_of(stmt)
         free, reduced = nest.split()

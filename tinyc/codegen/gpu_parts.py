@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tinyc.codegen.parallel import is_split, own_registers
-from tinyc.codegen.primitives import renamed
+from tinyc.codegen.primitives import around_all, renamed
 from tinyc.codegen.rebase import accesses
 from tinyc.ir.cost import elements
 from tinyc.ir.index import Affine, Var
@@ -26,8 +26,10 @@ from tinyc.ir.loop import (
     Stmt,
     Storage,
     Store,
+    holds,
     loads_of,
     statements,
+    stored_in,
     substitute_stmt,
     transform,
 )
@@ -89,15 +91,10 @@ def find_rows(kernel: LoopKernel) -> Rows | None:
     *before, loop = body
     if not isinstance(loop, For) or loop.limit is not None or kernel.chunk in used_by(kernel.body):
         return None
-    if not has_products((loop,)) or has_products(tuple(before)):
+    if not holds((loop,), Contraction) or holds(tuple(before), Contraction):
         return None
     sums = sums_over(loop, tuple(before))
     return None if sums is None else Rows(outer, tuple(before), loop, sums)
-
-
-def has_products(body: tuple[Stmt, ...]) -> bool:
-    """True if statements hold a contraction."""
-    return any(isinstance(s, Contraction) for s in statements(body))
 
 
 def used_by(body: tuple[Stmt, ...]) -> set[Var]:
@@ -115,7 +112,7 @@ def sums_over(loop: For, before: tuple[Stmt, ...]) -> dict[Storage, Stmt] | None
     for s in statements(loop.body):
         for storage, index in accesses(s):
             touched.setdefault(storage, []).append(index)
-    for storage in stored_by(loop.body):
+    for storage in stored_in(loop.body):
         if storage in own_registers(loop.body) or (is_made_anew(storage, loop.body, before) and all(
                 loop.var not in i.free_vars() for i in touched[storage])):
             continue
@@ -129,7 +126,7 @@ def sums_over(loop: For, before: tuple[Stmt, ...]) -> dict[Storage, Stmt] | None
         elif storage in {x.storage for s in statements(before) for x in loads_of(s)}:
             return None
     others = [s for s in before if s not in sums.values()]
-    kept = {s for s in stored_by(tuple(others)) if s.role not in ("register", "scratch")}
+    kept = {s for s in stored_in(tuple(others)) if s.role not in ("register", "scratch")}
     return None if kept or uses_any(tuple(others), set(sums)) else sums
 
 
@@ -145,11 +142,6 @@ def variables_of(stmt: Stmt) -> tuple[Var, ...]:
     if isinstance(stmt, Contraction):
         return (*stmt.rows, *stmt.cols, *stmt.depth)
     return (stmt.var,) if isinstance(stmt, For) else ()
-
-
-def stored_by(body: tuple[Stmt, ...]) -> dict[Storage, None]:
-    """What statements store to."""
-    return {s.storage: None for s in statements(body) if isinstance(s, Store)}
 
 
 def uses_any(body: tuple[Stmt, ...], storages: set[Storage]) -> bool:
@@ -179,13 +171,6 @@ def moved_to(stmt: Stmt, places: dict[Storage, Storage], part: Var) -> tuple[Stm
         return (stmt,)
     index = stmt.index + Affine.of(part) * stmt.storage.size
     return (replace(stmt, storage=places[stmt.storage], index=index),)
-
-
-def around_all(loops: list[For], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """The loops with another body."""
-    for loop in reversed(loops):
-        body = (replace(loop, body=body),)
-    return body
 
 
 def added(outer: list[For], clear: Stmt, places: Storage, parts: int) -> Stmt:

@@ -7,7 +7,7 @@ at a time, and what is made of it takes no memory on the chip.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from tinyc.codegen import primitives as p
@@ -25,7 +25,6 @@ from tinyc.ir.loop import (
     loads,
     rewrite,
     statements,
-    stored_at,
     transform,
 )
 
@@ -113,7 +112,7 @@ def plain(stmt: Stmt) -> Iterator[Store]:
             yield from plain(s)
 
 
-def keep(items: list[Item], uses: Counter[Storage], stored: set[Storage]) -> list[Item]:
+def keep(items: list[Item], uses: Counter[Storage], stored: Collection[Storage]) -> list[Item]:
     """Statements with numbers of rows in registers; `uses` is how often the kernel touches each
     storage in all, and `stored` what it stores to."""
     passes = [item for item in items if isinstance(item, Dealt) and keeps(item.share)]
@@ -218,11 +217,6 @@ def exchanged(loop: Stmt, table: dict[Place, tuple[Storage, Affine]]) -> Stmt:
 
     (made,) = transform((loop,), visit)
     return made
-
-
-def stored_by(body: Iterable[Stmt]) -> set[Storage]:
-    """What statements store to."""
-    return {place[0] for stmt in statements(tuple(body)) for place in [stored_at(stmt)] if place}
 
 
 def uses_of(body: Iterable[Stmt]) -> Counter[Storage]:

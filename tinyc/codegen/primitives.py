@@ -4,7 +4,7 @@ Every primitive keeps what a kernel computes; `codegen.interpret` is the oracle 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import local
 
@@ -32,7 +32,7 @@ from tinyc.ir.loop import (
     replace_storage,
     rewrite,
     statements,
-    stored_at,
+    stored_in,
     substitute_stmt,
     walk,
 )
@@ -260,6 +260,13 @@ def swap_stores(body: tuple[Stmt, ...], exchange: dict[int, Store]) -> tuple[Stm
         return exchange.get(id(stmt), stmt)
 
     return tuple(map(swap, body))
+
+
+def around_all(loops: Sequence[For], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """The loops, outer first, with another body inside."""
+    for loop in reversed(loops):
+        body = (replace(loop, body=body),)
+    return body
 
 
 def has_loops(loop: For) -> bool:
@@ -491,7 +498,7 @@ def hoist(loop: For) -> tuple[Stmt, ...]:
     if loop.var.extent == 0:
         return (loop,)
     inside = list(statements(loop.body))
-    written = {place[0] for place in map(stored_at, inside) if place is not None}
+    written = set(stored_in(loop.body))
     moving = {loop.var} | {s.var for s in inside if isinstance(s, For)}
     before: list[Stmt] = []
     done: dict[int, Load] = {}

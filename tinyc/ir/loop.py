@@ -450,6 +450,11 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
             stack.extend(reversed(stmt.body))
 
 
+def holds(body: tuple[Stmt, ...], kind: type | tuple[type, ...]) -> bool:
+    """True if a statement of a tree is of a kind."""
+    return any(isinstance(s, kind) for s in statements(body))
+
+
 def stored_at(stmt: Stmt) -> tuple[Storage, Affine] | None:
     """The storage that a statement itself writes, and the (first) element that it writes."""
     if isinstance(stmt, Store):
@@ -459,6 +464,11 @@ def stored_at(stmt: Stmt) -> tuple[Storage, Affine] | None:
     if isinstance(stmt, MicroMma):
         return stmt.sums, Affine.const_of(0)
     return (stmt.storage, stmt.at) if isinstance(stmt, MicroPack) else None
+
+
+def stored_in(body: tuple[Stmt, ...]) -> dict[Storage, None]:
+    """The storages that statements, and those below them, write, first ones first."""
+    return {place[0]: None for place in map(stored_at, statements(body)) if place is not None}
 
 
 def adds(stmt: Stmt) -> bool:
